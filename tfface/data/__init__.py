@@ -1,1 +1,1 @@
-
+"""TFRecords become batches."""

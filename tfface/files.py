@@ -1,0 +1,94 @@
+"""Where tfface keeps things, and how it writes them: aside first, then renamed, so that nothing is half-written."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from tfface.errors import UserError
+
+
+def home() -> Path:
+    """Folder for fetched weights and cached features: `$TFFACE_HOME`, else `~/.cache/tfface`."""
+    return Path(os.environ.get("TFFACE_HOME") or Path.home() / ".cache" / "tfface")
+
+
+@contextlib.contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; rename it to `path` when the block ends well, remove it when not.
+
+    The block may make a file or a folder there. An existing target is replaced (a folder target is moved away first,
+    as a folder cannot be renamed over one that holds files).
+
+    Raises:
+        UserError: the disk is full or the folder cannot be written to.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        if path.is_dir() and aside.is_dir():
+            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            path.rename(old)
+            aside.rename(path)
+            shutil.rmtree(old)
+        else:
+            os.replace(aside, path)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"The disk is full: {path} could not be written and was left as it was. Free some room, then run again."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
+            raise UserError(
+                f"{path} cannot be written: {error.strerror}. Name a folder that you may write to."
+            ) from error
+        raise
+    finally:
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a text file aside and rename it to `path`."""
+    with written_aside(path) as aside:
+        aside.write_text(text)
+    return Path(path)
+
+
+def write_json(path: str | Path, value) -> Path:
+    """Write a JSON file (indented, keys in their order) aside and rename it to `path`."""
+    return write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | Path, what: str):
+    """Read a JSON file.
+
+    Args:
+        path: the file.
+        what: what the file is, for the message, e.g. "the run's configuration".
+
+    Raises:
+        UserError: the file is absent or is not JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{what} is not there: expected {path}.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{what} cannot be read: {path} is not JSON ({error}).") from error
+
+
+def sha256(path: str | Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,125 @@
+"""Outputs of a frozen network, computed once for each image and view, kept on disk, resumed where they stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+from tqdm import tqdm
+
+from tfface import files
+from tfface.data import pipeline
+
+PART = 512  # images a part file: what is lost at most when the work is killed
+
+
+def model_fingerprint(model: keras.Model) -> str:
+    """Hexadecimal digest of a model's graph and weights."""
+    digest = hashlib.sha256(json.dumps(model.get_config(), sort_keys=True, default=str).encode())
+    for variable in model.weights:
+        digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def cached_features(
+    model: keras.Model,
+    builder,
+    split: str,
+    size: tuple[int, int],
+    views: Sequence[pipeline.View],
+    batch_size: int = 32,
+    bfloat16: bool = False,
+    progress: bool = True,
+) -> list[np.ndarray]:
+    """Outputs of `model` for every image of a split, from the cache or computed and put there.
+
+    Args:
+        model: the frozen network, `(batch, height, width, 3)` in [0, 255] -> one tensor.
+        builder: a prepared data set (`pipeline.open_dataset`).
+        split: name of the split.
+        size: `(height, width)` that the model takes, pixels.
+        views: how each image is looked at.
+        batch_size: images a forward pass.
+        bfloat16: compute convolutions in bfloat16 where the processor can (TensorFlow on CPUs with AMX: 2.5 times
+            as fast; outputs agree to about 3e-4 in cosine). Kept apart in the cache.
+        progress: draw a progress bar.
+
+    Returns:
+        An array for each view, memory-mapped, `(images, *output shape)` float16, in the split's fixed order.
+    """
+    key = {
+        "data": pipeline.fingerprint(builder, split),
+        "model": model_fingerprint(model),
+        "size": list(size),
+        "bfloat16": bfloat16,
+    }
+    count = builder.info.splits[split].num_examples
+    name = f"{builder.info.full_name.replace('/', '-')}-{split}"
+    result = []
+    for view in views:
+        digest = hashlib.sha256(json.dumps({**key, "view": list(view)}).encode()).hexdigest()[:16]
+        target = files.home() / "features" / f"{name}-{digest}.npy"
+        if not target.exists():
+            _compute(model, builder, split, size, view, batch_size, bfloat16, count, target, progress)
+        result.append(np.load(target, mmap_mode="r"))
+    return result
+
+
+def _compute(model, builder, split, size, view, batch_size, bfloat16, count, target: Path, progress):
+    import tensorflow as tf
+
+    parts = target.with_suffix(".parts")
+    parts.mkdir(parents=True, exist_ok=True)
+
+    def prepare(row):
+        return pipeline.decode(row["image"], size, view.zoom)
+
+    done = 0
+    while (parts / f"{done:06d}.npy").exists():
+        done += 1
+    images = pipeline.examples(builder, split).skip(done * PART).map(prepare, num_parallel_calls=2)
+    batches = iter(images.batch(batch_size).prefetch(2).as_numpy_iterator())
+    bar = tqdm(
+        total=count,
+        initial=min(done * PART, count),
+        unit="image",
+        desc=f"features of {split}, zoom {view.zoom:g}{', mirrored' if view.mirror else ''}",
+        disable=not progress,
+    )
+    options = {"auto_mixed_precision_onednn_bfloat16": bfloat16}
+    if keras.backend.backend() == "tensorflow":
+        tf.config.optimizer.set_experimental_options(options)
+
+    def outputs():
+        for batch in batches:
+            if view.mirror:
+                batch = batch[:, :, ::-1]
+            valid = len(batch)
+            if valid < batch_size:  # one shape, one compiled graph
+                batch = np.concatenate([batch, np.repeat(batch[-1:], batch_size - valid, axis=0)])
+            yield from np.asarray(model.predict_on_batch(batch)[:valid], "float16")
+            bar.update(valid)
+
+    stream = outputs()
+    with bar:
+        for part in itertools.count(done):
+            rows = list(itertools.islice(stream, PART))
+            if not rows:
+                break
+            with files.written_aside(parts / f"{part:06d}.npy") as aside:
+                np.save(aside, np.stack(rows))
+    if keras.backend.backend() == "tensorflow":
+        tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": False})
+    arrays = [np.load(path) for path in sorted(parts.glob("*.npy"))]
+    total = sum(map(len, arrays))
+    if total != count:
+        raise RuntimeError(f"{target.name}: {count} images were expected, {total} were computed; remove {parts}")
+    with files.written_aside(target) as aside:
+        np.save(aside, np.concatenate(arrays))
+    shutil.rmtree(parts)
