@@ -1,0 +1,1 @@
+"""Pairs of Labeled Faces in the Wild, a TFDS data set."""

@@ -1,0 +1,1 @@
+"""UTKFace, a TFDS data set."""

@@ -1,0 +1,208 @@
+"""UTKFace: 23 thousand cropped faces whose file names carry age, gender and race.
+
+Some names are broken, and hundreds of files are copies of one another, often under other labels. The builder
+sorts that out once, by the bytes of the files, so that no image stands in two splits. Counts: README.md.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import defaultdict
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+from absl import logging
+from tqdm import tqdm
+
+from tfface import labels
+from tfface.errors import UserError
+
+FOLDER = "UTKFace"
+"""The folder that the original archive unpacks to."""
+
+NAME = re.compile(r"(?P<age>\d{1,3})_(?P<gender>[01])_(?P<race>[0-4])_\d+\.jpg(\.chip\.jpg)?")
+"""`age_gender_race_datetime.jpg.chip.jpg` of the aligned crops; `.jpg` alone in the uncropped parts."""
+
+TYPOS = {
+    "24_0_1_20170116220224657 .jpg.chip.jpg": "24_0_1_20170116220224657.jpg.chip.jpg",
+    "55_0_0_20170116232725357jpg.chip.jpg": "55_0_0_20170116232725357.jpg.chip.jpg",
+}
+"""Names of the original set with a slip of the keyboard -> as they were meant. No label is in doubt."""
+
+TEST_SHARE = 0.20848
+"""Hashes below it are `test`: the shortest decimal that gives the 4,741 images of the ARG poster exactly."""
+
+VALIDATION_SHARE = 0.08
+"""The next share of the hashes is `validation`: about a tenth of what `test` leaves over."""
+
+
+class Photo(NamedTuple):
+    """A file whose name and bytes could both be read."""
+
+    path: Path
+    age: int
+    gender: int
+    race: int
+
+    @property
+    def labels(self):
+        """Age (years), gender and race (indices), as the file name gives them."""
+        return self[1:]
+
+
+def parse_name(name: str) -> tuple[int, int, int] | None:
+    """Reads the labels from a file name.
+
+    Args:
+        name: name without its folder.
+
+    Returns:
+        Age in years and indices into `labels.GENDERS` and `labels.UTKFACE_RACES`; None where it is malformed.
+    """
+    match = NAME.fullmatch(TYPOS.get(name, name))
+    return match and tuple(int(match[field]) for field in ("age", "gender", "race"))
+
+
+def split_of(digest: str) -> str:
+    """The split of an image, from nothing but its own bytes: adding or removing other files moves nobody.
+
+    Args:
+        digest: SHA-256 of the file, hexadecimal.
+
+    Returns:
+        'train', 'validation' or 'test'.
+    """
+    fraction = int(digest[:16], 16) / 2**64
+    if fraction < TEST_SHARE:
+        return "test"
+    return "validation" if fraction < TEST_SHARE + VALIDATION_SHARE else "train"
+
+
+def scan(folder: Path) -> tuple[dict[str, Photo], dict[str, list]]:
+    """Reads every photo below a folder once and sets apart what cannot be used.
+
+    Files of the same bytes are one image. It is kept, under its first name, where all copies agree on age,
+    gender and race. Where they do not, nothing tells which label is right, and the image is left out.
+
+    Args:
+        folder: where the photos are, at any depth.
+
+    Returns:
+        The images, SHA-256 -> `Photo`, and what was left out: 'malformed' and 'undecodable' list file names,
+        'copies' and 'conflicting' list groups of names; the first of each group of copies is the one kept.
+
+    Raises:
+        UserError: no file has a name of UTKFace.
+    """
+    paths = sorted(folder.rglob("*.jpg"))
+    labelled = {path: parse_name(path.name) for path in paths}
+    if not any(labelled.values()):
+        received = f"{len(paths)} .jpg files, the first {paths[0].name!r}" if paths else "no .jpg file"
+        raise UserError(
+            f"no photo of UTKFace in {folder}: expected names like 26_0_1_20170117195838909.jpg.chip.jpg "
+            f"(age_gender_race_datetime), found {received}; give {FOLDER} or its parent as manual_dir"
+        )
+    left_out = {"malformed": [], "undecodable": [], "copies": [], "conflicting": []}
+    same_bytes = defaultdict(list)
+    for path in tqdm(paths, desc="Reading photos", unit=" files", leave=False):
+        if labelled[path] is None:
+            left_out["malformed"].append(path.name)
+            continue
+        content = path.read_bytes()
+        try:
+            tf.io.decode_jpeg(content, channels=3)  # training's own decoder: it refuses truncated files
+        except tf.errors.InvalidArgumentError:
+            left_out["undecodable"].append(path.name)
+            continue
+        same_bytes[hashlib.sha256(content).hexdigest()].append(Photo(path, *labelled[path]))
+
+    images = {}
+    for digest, photos in same_bytes.items():
+        names = [photo.path.name for photo in photos]
+        if len({photo.labels for photo in photos}) > 1:
+            left_out["conflicting"].append(names)
+            continue
+        images[digest] = photos[0]
+        if len(photos) > 1:
+            left_out["copies"].append(names)
+    _report(len(paths), images, left_out)
+    return images, left_out
+
+
+def _report(files, images, left_out):
+    """Counts and names, in the log, what `scan` left out."""
+    logging.info("UTKFace: %d images kept of %d files", len(images), files)
+    for reason in ("malformed", "undecodable"):
+        if names := left_out[reason]:
+            logging.warning("UTKFace: left out %d %s files: %s", len(names), reason, ", ".join(names))
+    for reason, extra in (("copies", 1), ("conflicting", 0)):
+        if groups := left_out[reason]:
+            logging.warning(
+                "UTKFace: left out %d files in %d groups of copies (%s), named in metadata.json: %s ...",
+                sum(len(names) - extra for names in groups),
+                len(groups),
+                "same labels, one kept" if extra else "conflicting labels, none kept",
+                " = ".join(groups[0]),
+            )
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    """UTKFace with exact age, gender and race, free of copies, split by content."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar = {"1.0.0": "Split by content; copies with conflicting labels left out."}
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "Get the aligned and cropped faces of https://susanqq.github.io/UTKFace/ (non-commercial research), "
+        f"unpack them and give the folder {FOLDER} or its parent as manual_dir."
+    )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3), encoding_format="jpeg"),
+                    "age": tf.int32,
+                    "gender": tfds.features.ClassLabel(names=labels.GENDERS),
+                    "race": tfds.features.ClassLabel(names=labels.UTKFACE_RACES),
+                    "key": tfds.features.Text(),
+                }
+            ),
+            homepage="https://susanqq.github.io/UTKFace/",
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        try:
+            folder = Path(dl_manager.manual_dir)
+        except AssertionError as error:  # TFDS' own check that it exists and is not empty, in several lines
+            raise UserError(" ".join(str(error).split())) from error
+        if (folder / FOLDER).is_dir():
+            folder /= FOLDER
+        images, left_out = scan(folder)
+        self.info.metadata["left_out"] = left_out
+        splits = {"train": {}, "validation": {}, "test": {}}
+        for digest, photo in images.items():
+            splits[split_of(digest)][digest] = photo
+        if empty := [split for split, photos in splits.items() if not photos]:
+            raise UserError(
+                f"too few photos in {folder}: expected some for each split, found {len(images)} that can be used, "
+                f"none for {' and '.join(empty)} ({len(left_out['undecodable'])} cannot be decoded); "
+                "unpack all of UTKFace again"
+            )
+        return {split: self._generate_examples(photos) for split, photos in splits.items()}
+
+    def _generate_examples(self, images):
+        for digest, photo in images.items():
+            yield (
+                digest,
+                {
+                    "image": photo.path,  # its bytes are written as they are
+                    "age": photo.age,
+                    "gender": photo.gender,
+                    "race": photo.race,
+                    "key": photo.path.name,
+                },
+            )
