@@ -22,7 +22,12 @@ class AgeDistributionLoss(keras.losses.Loss):
     """
 
     def __init__(
-        self, years, expectation_weight=0.1, reduction="sum_over_batch_size", name="age_distribution", dtype=None
+        self,
+        years,
+        expectation_weight=0.1,
+        reduction="sum_over_batch_size",
+        name="age_distribution",
+        dtype=None,
     ):
         super().__init__(reduction=reduction, name=name, dtype=dtype)
         self.years = [float(year) for year in years]

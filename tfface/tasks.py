@@ -64,9 +64,7 @@ def classification(name: str, classes: tuple[str, ...], weight: float = 1.0, lab
     return Task(name, label or name, tuple(classes), np.eye(len(classes), dtype="float32"), weight=weight)
 
 
-def age_bins(
-    weight: float = 1.0, starts=labels.ARG_AGE_STARTS, names=labels.ARG_AGES, oldest: int = 90
-) -> Task:
+def age_bins(weight: float = 1.0, starts=labels.ARG_AGE_STARTS, names=labels.ARG_AGES, oldest: int = 90) -> Task:
     """Age as one of several bins (the ARG poster's nine).
 
     A bin stands for the middle of its ages when years are asked for; the last, open bin is taken to end at `oldest`
@@ -106,9 +104,7 @@ def age_distribution(weight: float = 1.0, deviation: float = 2.0) -> Task:
     table = np.exp(-0.5 * ((AGES[None] - AGES[:, None]) / deviation) ** 2)
     table = (table / table.sum(axis=1, keepdims=True)).astype("float32")
     names = tuple(str(age) for age in AGES)
-    return Task(
-        "age", "age", names, table, loss="age_distribution", weight=weight, years=AGES.astype("float32")
-    )
+    return Task("age", "age", names, table, loss="age_distribution", weight=weight, years=AGES.astype("float32"))
 
 
 def years_of(task: Task, output: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

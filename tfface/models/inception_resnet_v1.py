@@ -101,7 +101,7 @@ def load_facenet_weights(model):
     path = pretrained.fetch("facenet")
     own = {layer.name: layer for layer in model.layers if layer.weights}
     with h5py.File(path, "r") as file:
-        root = file["model_weights"] if "model_weights" in file else file
+        root = file.get("model_weights", file)
         stored = {name: group for name, group in root.items() if len(group)}
         missing = [name for name in stored if name not in own]
         if missing:

@@ -21,7 +21,8 @@ PART = 512  # images a part file: what is lost at most when the work is killed
 
 def model_fingerprint(model: keras.Model) -> str:
     """Hexadecimal digest of a model's graph and weights."""
-    digest = hashlib.sha256(json.dumps(model.get_config(), sort_keys=True, default=str).encode())
+    # The layers alone: the same network under another name is the same network.
+    digest = hashlib.sha256(json.dumps(model.get_config()["layers"], sort_keys=True, default=str).encode())
     for variable in model.weights:
         digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes())
     return digest.hexdigest()[:16]

@@ -1,0 +1,38 @@
+"""Random changes of training images, inside tf.data, each fixed by its seed."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+
+def draw_view(image, views, seed):
+    """Look at an image as one of `views`, drawn evenly.
+
+    Args:
+        image: `(height, width, 3)` float32, before it is scaled.
+        views: the views to draw from, `tfface.data.pipeline.View`.
+        seed: integer tensor `(2,)`.
+
+    Returns:
+        `(h, w, 3)` float32: the centre that the view keeps, mirrored where it says so.
+    """
+    zooms = tf.constant([view.zoom for view in views], tf.float32)
+    mirrors = tf.constant([view.mirror for view in views])
+    index = tf.random.stateless_uniform((), seed, 0, len(views), tf.int32)
+    shape = tf.cast(tf.shape(image)[:2], tf.float32)
+    kept = tf.cast(tf.round(shape * zooms[index]), tf.int32)
+    start = (tf.shape(image)[:2] - kept) // 2
+    image = image[start[0] : start[0] + kept[0], start[1] : start[1] + kept[1]]
+    return tf.cond(mirrors[index], lambda: image[:, ::-1], lambda: image)
+
+
+def add_noise(image, deviation: float, seed):
+    """Add normal noise to each value and clip to [0, 255].
+
+    Args:
+        image: float32 in [0, 255], any shape.
+        deviation: standard deviation, grey levels.
+        seed: integer tensor `(2,)`.
+    """
+    noise = tf.random.stateless_normal(tf.shape(image), seed, stddev=deviation)
+    return tf.clip_by_value(image + noise, 0.0, 255.0)

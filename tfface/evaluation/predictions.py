@@ -1,0 +1,91 @@
+"""Run a trained network over a split: probabilities averaged over the recipe's test views, beside the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from tfface import labels
+from tfface.data import pipeline
+from tfface.evaluation.evaluate import Predictions
+from tfface.recipes.recipe import Recipe
+from tfface.tasks import Task, bins_of, years_of
+from tfface.training import batches
+from tfface.training.features import cached_features
+from tfface.training.run import Run, split_at
+
+
+def predict_split(
+    run: Run, split: str, data: str = "", data_dir: str | Path | None = None, bfloat16: bool = False, progress=True
+) -> Predictions:
+    """What the model of a run says on a split.
+
+    Args:
+        run: a run that has kept a model.
+        split: name of the split.
+        data: another prepared data set with the same labels; the run's own if empty.
+        data_dir: where data sets are prepared.
+        bfloat16: compute frozen features in bfloat16.
+        progress: draw progress bars.
+
+    Returns:
+        The predictions with the truth. An age head of any kind gives years and the nine bins of the ARG poster.
+
+    Raises:
+        UserError: no model, no such data set or split.
+    """
+    recipe, model = run.recipe(), run.model()
+    builder = pipeline.open_dataset(data or recipe.data, data_dir)
+    truth = pipeline.label_arrays(builder, split)
+    outputs = _outputs(recipe, model, builder, split, bfloat16, progress)
+    return to_predictions(recipe.tasks(), outputs, truth)
+
+
+def to_predictions(
+    tasks: tuple[Task, ...], outputs: dict[str, np.ndarray], truth: dict[str, np.ndarray]
+) -> Predictions:
+    """Put a model's outputs and the labels of a split together.
+
+    Args:
+        tasks: what the outputs mean.
+        outputs: task -> `(n, width)`.
+        truth: label -> `(n,)`, and "key" -> `(n,)` names.
+    """
+    probabilities, classes, ordered = {}, {}, ()
+    years = spread = None
+    known = {"gender": truth.get("gender"), "race": truth.get("race"), "age": truth.get("age")}
+    known = {name: values for name, values in known.items() if values is not None}
+    for task in tasks:
+        if task.is_age:
+            years, spread = years_of(task, outputs[task.name])
+            # a standard deviation of zero would claim certainty
+            spread = None if spread is None else np.maximum(spread, 1e-3)
+            probabilities["age_bins"] = bins_of(task, outputs[task.name])
+            classes["age_bins"], ordered = labels.ARG_AGES, ("age_bins",)
+            known["age_bins"] = labels.age_bin(truth["age"])
+        else:
+            probabilities[task.name], classes[task.name] = outputs[task.name], task.classes
+    for name, names in (("gender", labels.GENDERS), ("race", labels.UTKFACE_RACES)):
+        if name in known:
+            classes.setdefault(name, names)
+    return Predictions(truth["key"], known, probabilities, classes, years, spread, ordered)
+
+
+def _outputs(recipe: Recipe, model: keras.Model, builder, split, bfloat16, progress) -> dict[str, np.ndarray]:
+    """The mean of the outputs over the test views."""
+    if recipe.train_from:
+        lower, upper = split_at(model, recipe.train_from)
+        features = cached_features(
+            lower, builder, split, recipe.image_size, recipe.test_views, bfloat16=bfloat16, progress=progress
+        )
+        results = [upper.predict(np.asarray(array, "float32"), batch_size=256, verbose=0) for array in features]
+    else:
+        results = [
+            model.predict(
+                batches.evaluation_images(builder, split, recipe, view).map(lambda images, _: images), verbose=0
+            )
+            for view in recipe.test_views
+        ]
+    return {name: np.mean([result[name] for result in results], axis=0) for name in results[0]}

@@ -1,0 +1,69 @@
+"""ARG: one backbone, heads for age, race and gender (poster "Age Race Gender", Simon Fraser University)."""
+
+from collections.abc import Sequence
+
+import keras
+from keras import layers
+
+from tfface.models.inception_resnet_v1 import inception_resnet_v1
+from tfface.tasks import Task
+
+FEATURES = "AvgPool"
+"""Name of the layer whose output the heads stand on: 1792 pooled features."""
+
+
+def arg(
+    tasks: Sequence[Task],
+    input_shape=(160, 160, 3),
+    bottleneck_width=128,
+    dropout_rate=0.5,
+    weights="facenet",
+    name="arg",
+):
+    """Build the ARG network: Inception-ResNet-v1 up to its pooled features, a fresh bottleneck, a head for each task.
+
+    The bottleneck of the pretrained network is left out; the new one is learnt with the heads, as the poster transfers
+    everything "excluding the output nodes".
+
+    Args:
+        tasks: what the heads learn; each gives an output of its name.
+        input_shape: `(height, width, 3)`, sides of at least 75 pixels.
+        bottleneck_width: units of the layer that the heads share, >= 1. 128 in the paper.
+        dropout_rate: dropout after the pooled features and after the bottleneck, in [0, 1).
+        weights: "facenet" for the pretrained backbone, None for random initial values.
+        name: name of the model.
+
+    Returns:
+        A functional `keras.Model`, `(batch, height, width, 3)` RGB in [0, 255] -> a dict: for each task with classes
+        `(batch, width)` float32 probabilities, for a number `(batch, 1)` float32.
+
+    Raises:
+        ValueError: no tasks, or an argument out of range.
+    """
+    if not tasks:
+        raise ValueError("`tasks` must name at least one task. Received an empty sequence.")
+    if bottleneck_width < 1:
+        raise ValueError(f"`bottleneck_width` must be at least 1. Received: {bottleneck_width}")
+    backbone = inception_resnet_v1(input_shape, weights=weights)
+    features = backbone.get_layer(FEATURES).output
+    return keras.Model(backbone.input, heads(features, tasks, bottleneck_width, dropout_rate), name=name)
+
+
+def heads(features, tasks: Sequence[Task], bottleneck_width: int, dropout_rate: float):
+    """Put the bottleneck and the heads on pooled features; a dict of outputs by the tasks' names."""
+    x = layers.BatchNormalization(name="features_norm")(features)
+    x = layers.Dropout(dropout_rate, name="features_dropout")(x)
+    x = layers.Dense(bottleneck_width, use_bias=False, name="bottleneck")(x)
+    x = layers.BatchNormalization(name="bottleneck_norm")(x)
+    x = layers.Activation("relu", name="bottleneck_activation")(x)
+    x = layers.Dropout(dropout_rate, name="bottleneck_dropout")(x)
+    return {task.name: _head(x, task) for task in tasks}
+
+
+def _head(x, task):
+    if not task.classes:
+        # A start at a plausible age spares the first epochs the way from 0 to 35 years.
+        bias = keras.initializers.Constant(35.0) if task.is_age else "zeros"
+        return layers.Dense(task.width, bias_initializer=bias, dtype="float32", name=task.name)(x)
+    logits = layers.Dense(task.width, name=f"{task.name}_logits")(x)
+    return layers.Activation("softmax", dtype="float32", name=task.name)(logits)

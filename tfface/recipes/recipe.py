@@ -1,0 +1,172 @@
+"""What every recipe has: the choices of one paper as plain values, its network, its optimizer, its published figures."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import keras
+
+from tfface.data.pipeline import View
+from tfface.errors import UserError
+from tfface.tasks import Task
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One paper's choices. Every field is a plain value that `--set field=value` may change.
+
+    Attributes:
+        data: prepared data set that it trains on, `name` or `name/config`.
+        image_size: `(height, width)` that the network takes, pixels.
+        train_from: name of the layer after which the network is trained; what lies before is frozen and its output is
+            computed once for each view and cached. Empty: everything is trained, from pixels.
+        views: how training images are looked at: a pair `(zoom, mirror)` each; one is drawn for each image and epoch.
+        test_views: views whose probabilities are averaged when evaluating.
+        oversample: label -> how often an example of each class is shown in an epoch (training split only).
+        noise: standard deviation of the noise added to pixels, in grey levels of 0 to 255 (training from pixels only).
+        epochs: passes over the (oversampled) training split in the paper.
+        schedule_scale: share of the paper's schedule that is run: epochs, and steps of the learning rate's schedule,
+            shrink alike.
+        patience: epochs without a better validation score after which training ends; 0 runs all epochs.
+        monitor: validation figure that chooses the epoch that is kept, lower is better.
+        batch_size: examples a step.
+        learning_rate: learning rate at the start.
+        seed: seed of initial values, order, views and dropout.
+    """
+
+    name: ClassVar[str] = ""
+    title: ClassVar[str] = ""
+    variants: ClassVar[Mapping[str, Mapping]] = {}
+    published: ClassVar[Mapping[tuple[str, str], tuple[float, str]]] = {}
+
+    data: str = ""
+    image_size: tuple[int, int] = (224, 224)
+    train_from: str = ""
+    views: tuple[View, ...] = (View(), View(mirror=True))
+    test_views: tuple[View, ...] = (View(),)
+    oversample: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    noise: float = 0.0
+    epochs: int = 1
+    schedule_scale: float = 1.0
+    patience: int = 0
+    monitor: str = "val_loss"
+    batch_size: int = 32
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+    def tasks(self) -> tuple[Task, ...]:
+        """What the network's outputs learn."""
+        raise NotImplementedError
+
+    def model(self) -> keras.Model:
+        """The whole network, from pixels to the tasks' outputs, pretrained where the recipe says so."""
+        raise NotImplementedError
+
+    def optimizer(self, model: keras.Model) -> keras.optimizers.Optimizer:
+        """A fresh optimizer with the paper's schedule, for `model` or a part of it."""
+        raise NotImplementedError
+
+    @property
+    def run_epochs(self) -> int:
+        """Epochs that are run at most: the paper's, scaled."""
+        return max(1, round(self.epochs * self.schedule_scale))
+
+    def tiny(self) -> Recipe:
+        """The same recipe shrunk to seconds, for tests and the demo."""
+        raise NotImplementedError
+
+    def changed(self, **changes) -> Recipe:
+        """A copy with other values.
+
+        Raises:
+            UserError: a field that the recipe has not, or a value of another kind.
+        """
+        fields = {field.name for field in dataclasses.fields(self)}
+        for name in changes:
+            if name not in fields:
+                near = difflib.get_close_matches(name, fields, n=1)
+                hint = f" Did you mean {near[0]}?" if near else ""
+                raise UserError(
+                    f"The recipe {self.name} has no field {name}.{hint} Valid fields: {', '.join(sorted(fields))}."
+                )
+        return dataclasses.replace(self, **changes)
+
+    def variant(self, name: str) -> Recipe:
+        """The recipe as one of its named variants.
+
+        Raises:
+            UserError: no such variant.
+        """
+        if name not in self.variants:
+            raise UserError(
+                f"The recipe {self.name} has no variant {name}. Valid variants: {', '.join(self.variants)}."
+            )
+        return dataclasses.replace(self, **self.variants[name])
+
+    def to_json(self) -> dict:
+        """Every field as plain JSON values."""
+        return {"recipe": self.name, **dataclasses.asdict(self)}
+
+    @classmethod
+    def from_json(cls, values: Mapping) -> Recipe:
+        """The recipe that `to_json` described."""
+        values = {key: value for key, value in values.items() if key != "recipe"}
+        for field in dataclasses.fields(cls):
+            if field.name in values:
+                values[field.name] = _restore(field.name, values[field.name])
+        return cls().changed(**values)
+
+
+def _restore(name, value):
+    """JSON knows no tuples: bring back those that the fields are made of."""
+    if name in ("views", "test_views"):
+        return tuple(View(float(zoom), bool(mirror)) for zoom, mirror in value)
+    if isinstance(value, list):
+        return tuple(value)
+    if isinstance(value, dict):
+        return {key: tuple(item) if isinstance(item, list) else item for key, item in value.items()}
+    return value
+
+
+def parse_settings(recipe: Recipe, settings: list[str]) -> dict:
+    """Turn `field=value` strings into changes of a recipe.
+
+    Args:
+        recipe: the recipe that is changed; a value must be of the same kind as the present one.
+        settings: strings such as "epochs=3" or "learning_rate=3e-4"; values are Python literals, a bare word is a
+            string.
+
+    Returns:
+        Field -> value, for `Recipe.changed`.
+
+    Raises:
+        UserError: not of the form field=value, an unknown field, or a value of another kind.
+    """
+    changes = {}
+    for setting in settings:
+        name, equals, text = setting.partition("=")
+        if not equals:
+            raise UserError(f"--set expects field=value, for example --set epochs=3. Received: {setting}.")
+        try:
+            value = ast.literal_eval(text)
+        except (ValueError, SyntaxError):
+            value = text
+        recipe.changed(**{name: value})  # names an unknown field
+        present = getattr(recipe, name)
+        if isinstance(present, float) and type(value) is int:
+            value = float(value)
+        try:
+            value = _restore(name, value)
+        except (TypeError, ValueError):
+            value = None
+        if type(value) is not type(present):
+            raise UserError(
+                f"--set {name} expects a value like {present!r} ({type(present).__name__}). Received: {text}."
+            )
+        changes[name] = value
+    return changes

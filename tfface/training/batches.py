@@ -1,0 +1,125 @@
+"""Training and validation batches of a recipe, from pixels or from cached features. Epoch by epoch the order, the views
+and the noise depend on the seed and the epoch alone, so that a resumed run sees what an unbroken one would."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import tensorflow as tf
+
+from tfface.data import augment, pipeline
+from tfface.recipes.recipe import Recipe
+from tfface.tasks import Task
+
+SHUFFLE_BUFFER = 4096  # encoded images, about 40 MB
+
+
+def encode(tasks: Sequence[Task], labels) -> dict:
+    """Targets of every task from a mapping of integer labels, in NumPy or in a tf.data graph."""
+    if isinstance(next(iter(labels.values())), np.ndarray):
+        return {task.name: task.targets[labels[task.label]] for task in tasks}
+    return {task.name: tf.gather(task.targets, labels[task.label]) for task in tasks}
+
+
+def feature_batches(
+    features: Sequence[np.ndarray], labels: dict[str, np.ndarray], recipe: Recipe, first_epoch: int
+) -> tuple[tf.data.Dataset, int]:
+    """Training batches from cached features, from `first_epoch` on, and the number of steps in an epoch.
+
+    Args:
+        features: for each view an array `(n, ...)`, as `cached_features` gives them.
+        labels: integer labels, each `(n,)`.
+        recipe: batch size, oversampling, seed and epochs.
+        first_epoch: the epoch to begin with, from 0.
+
+    Returns:
+        `(dataset, steps)`: batches `(inputs float32, targets)`; the remainder of an epoch's order is dropped.
+    """
+    tasks, size = recipe.tasks(), recipe.batch_size
+    counts = pipeline.repeats(labels, recipe.oversample)
+    size = min(size, int(counts.sum()))
+    steps = int(counts.sum()) // size
+    targets = encode(tasks, labels)
+
+    def batches():
+        for epoch in range(first_epoch, recipe.run_epochs):
+            order = pipeline.epoch_order(counts, recipe.seed, epoch)
+            views = np.random.default_rng((recipe.seed, epoch, 1)).integers(len(features), size=len(order))
+            for step in range(steps):
+                chosen = order[step * size : (step + 1) * size]
+                view = views[step * size : (step + 1) * size]
+                inputs = np.empty((size, *features[0].shape[1:]), "float32")
+                for index, array in enumerate(features):
+                    inputs[view == index] = array[chosen[view == index]]
+                yield inputs, {name: table[chosen] for name, table in targets.items()}
+
+    signature = (
+        tf.TensorSpec((size, *features[0].shape[1:]), tf.float32),
+        {task.name: tf.TensorSpec((size, task.width), tf.float32) for task in tasks},
+    )
+    return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(4), steps
+
+
+def image_batches(builder, split: str, recipe: Recipe, first_epoch: int) -> tuple[tf.data.Dataset, int]:
+    """Training batches from pixels, from `first_epoch` on, and the number of steps in an epoch.
+
+    Args:
+        builder: a prepared data set.
+        split: its split to train on.
+        recipe: views, noise, batch size, oversampling, seed and epochs.
+        first_epoch: the epoch to begin with, from 0.
+
+    Returns:
+        `(dataset, steps)`: batches `(images float32 in [0, 255], targets)`; the remainder of an epoch is dropped.
+    """
+    tasks = recipe.tasks()
+    labels = pipeline.label_arrays(builder, split)
+    total = int(pipeline.repeats(labels, recipe.oversample).sum())
+    size = min(recipe.batch_size, total)
+    steps = total // size
+    factors = {name: tf.constant(values, tf.int64) for name, values in recipe.oversample.items()}
+    rows = pipeline.examples(builder, split)
+
+    def repeated(row):
+        count = tf.constant(1, tf.int64)
+        for name, values in factors.items():
+            count *= tf.gather(values, row[name])
+        return tf.data.Dataset.from_tensors(row).repeat(count)
+
+    def prepare(epoch, index, row):
+        seed = tf.stack([epoch * total + index, tf.constant(recipe.seed, tf.int64)])
+        image = tf.cast(tf.io.decode_image(row["image"], channels=3, expand_animations=False), tf.float32)
+        image.set_shape((None, None, 3))
+        image = augment.draw_view(image, recipe.views, seed)
+        image = pipeline.resize(image, recipe.image_size)
+        if recipe.noise:
+            image = augment.add_noise(image, recipe.noise, seed + tf.constant([0, 1 << 32], tf.int64))
+        return image, encode(tasks, row)
+
+    def one_epoch(epoch):
+        shuffled = rows.flat_map(repeated).shuffle(
+            SHUFFLE_BUFFER, seed=recipe.seed * 100_003 + epoch, reshuffle_each_iteration=False
+        )
+        examples = shuffled.enumerate().map(lambda i, row: prepare(epoch, i, row), num_parallel_calls=4)
+        return examples.batch(size, drop_remainder=True).take(steps)
+
+    epochs = tf.data.Dataset.range(first_epoch, recipe.run_epochs)
+    return epochs.flat_map(one_epoch).prefetch(2), steps
+
+
+def evaluation_images(builder, split: str, recipe: Recipe, view: pipeline.View, batch_size: int = 64):
+    """Batches of the images of a split in their fixed order, seen in one view: `(images float32, targets)`."""
+    tasks = recipe.tasks()
+
+    def prepare(row):
+        image = pipeline.decode(row["image"], recipe.image_size, view.zoom)
+        return (image[:, ::-1] if view.mirror else image), encode(tasks, row)
+
+    rows = pipeline.examples(builder, split)
+    return rows.map(prepare, num_parallel_calls=4).batch(batch_size).prefetch(2)
+
+
+def in_order(inputs: np.ndarray, targets: dict[str, np.ndarray], batch_size: int = 256) -> tf.data.Dataset:
+    """Batches of arrays in their order."""
+    return tf.data.Dataset.from_tensor_slices((inputs, targets)).batch(batch_size)

@@ -1,0 +1,53 @@
+"""What acts during `fit`."""
+
+from __future__ import annotations
+
+import time
+
+import keras
+
+from tfface import files
+from tfface.training.run import Run
+
+
+class Recorder(keras.callbacks.Callback):
+    """At each epoch's end: keep the best model, then save the whole state, then stop if nothing was gained for long.
+
+    The state is saved last, so a kill in between repeats the epoch and comes to the same result. When to stop is read
+    from the saved rows, so a resumed run stops where an unbroken one would.
+
+    Args:
+        run: the run to write to.
+        history: rows of the epochs that are done.
+        monitor: the figure that chooses the best epoch, lower is better.
+        patience: epochs without a better figure after which training stops; 0: never.
+    """
+
+    def __init__(self, run: Run, history: list[dict], monitor: str, patience: int):
+        super().__init__()
+        self.run, self.history, self.monitor, self.patience = run, history, monitor, patience
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        row = {name: float(value) for name, value in logs.items()}
+        if self.monitor not in row:
+            raise ValueError(f"`monitor` must be one of {sorted(row)}. Received: {self.monitor}")
+        if not all(value == value for value in row.values()):
+            raise FloatingPointError(f"Epoch {epoch} ended with NaN: {row}")
+        row = {"epoch": epoch, **row, "seconds": round(time.monotonic() - self.started, 3)}
+        if not self.history or row[self.monitor] < min(past[self.monitor] for past in self.history):
+            with files.written_aside(self.run.trained_file) as aside:
+                self.model.save(aside, include_optimizer=False)
+        self.history.append(row)
+        self.run.save_state(self.model, self.history)
+        self.model.stop_training = self.exhausted()
+
+    def best_epoch(self) -> int:
+        """Epoch with the lowest monitored figure."""
+        return min(self.history, key=lambda row: row[self.monitor])["epoch"]
+
+    def exhausted(self) -> bool:
+        """Whether `patience` epochs went by without a better figure."""
+        return bool(self.patience and self.history and self.history[-1]["epoch"] - self.best_epoch() >= self.patience)

@@ -1,0 +1,160 @@
+"""The only training loop: a recipe and a prepared data set become a run."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from tfface import files
+from tfface.data import pipeline
+from tfface.errors import UserError
+from tfface.losses import AgeDistributionLoss
+from tfface.metrics import MeanAgeError
+from tfface.recipes.recipe import Recipe
+from tfface.tasks import Task
+from tfface.training import batches
+from tfface.training.callbacks import Recorder
+from tfface.training.features import cached_features
+from tfface.training.run import Run, split_at
+
+
+def loss_of(task: Task) -> keras.losses.Loss:
+    """The Keras loss that a task names."""
+    if task.loss == "age_distribution":
+        return AgeDistributionLoss(task.years)
+    return {"crossentropy": keras.losses.CategoricalCrossentropy, "absolute": keras.losses.MeanAbsoluteError}[
+        task.loss
+    ]()
+
+
+def metrics_of(task: Task) -> list[keras.metrics.Metric]:
+    """What is shown of a task during training: accuracy of classes, mean error in years of an age."""
+    if not task.is_age:
+        return [keras.metrics.CategoricalAccuracy(name="accuracy")]
+    if task.years is None:
+        return [keras.metrics.MeanAbsoluteError(name="mae")]
+    return [MeanAgeError(task.years, name="mae")]
+
+
+def compile_for(model: keras.Model, recipe: Recipe) -> None:
+    """Compile a network (or the trained part of one) with the recipe's losses, weights, metrics and optimizer."""
+    tasks = recipe.tasks()
+    model.compile(
+        optimizer=recipe.optimizer(model),
+        loss={task.name: loss_of(task) for task in tasks},
+        loss_weights={task.name: task.weight for task in tasks},
+        metrics={task.name: metrics_of(task) for task in tasks},
+    )
+
+
+def device_name(device: str = "auto") -> str:
+    """The device that training will run on: "cpu", or the accelerator's name.
+
+    Args:
+        device: "auto", "cpu" or "gpu".
+
+    Raises:
+        UserError: a GPU was asked for and Keras' backend sees none. It never falls back in silence.
+    """
+    if keras.backend.backend() == "jax":
+        import jax
+
+        found = [d.device_kind for d in jax.devices() if d.platform != "cpu"]
+    else:
+        import tensorflow as tf
+
+        if device == "cpu":
+            tf.config.set_visible_devices([], "GPU")
+        found = [
+            tf.config.experimental.get_device_details(gpu).get("device_name", gpu.name)
+            for gpu in tf.config.get_visible_devices("GPU")
+        ]
+    if device == "gpu" and not found:
+        raise UserError(
+            f"A GPU was asked for, but Keras' {keras.backend.backend()} backend sees none. Install the backend's GPU build "
+            "(`pip install tensorflow[and-cuda]` or `jax[cuda]`), check `tfface doctor`, or say --device cpu."
+        )
+    return found[0] if found and device != "cpu" else "cpu"
+
+
+def fit(
+    recipe: Recipe,
+    folder: str | Path,
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    bfloat16: bool = False,
+    verbose: int = 2,
+) -> Run:
+    """Train a recipe, or go on where a killed run stopped; a run that is done is left as it is.
+
+    Args:
+        recipe: what to train.
+        folder: the run's folder.
+        data_dir: where data sets are prepared; TFDS's own default if None.
+        device: "auto", "cpu" or "gpu".
+        bfloat16: compute frozen features in bfloat16 (see `cached_features`).
+        verbose: Keras' `verbose`: 0 silent, 1 a bar, 2 a line an epoch.
+
+    Returns:
+        The run.
+
+    Raises:
+        UserError: the data set is not prepared, the folder holds another run, no GPU where one was asked for.
+    """
+    where = device_name(device)
+    builder = pipeline.open_dataset(recipe.data, data_dir)
+    for split in ("train", "validation"):
+        pipeline.examples(builder, split)  # names a split that is absent before any work is done
+    fingerprints = {split: pipeline.fingerprint(builder, split) for split in builder.info.splits}
+    run = Run(folder)
+    run.begin(recipe, {"name": builder.info.full_name, **fingerprints}, where)
+    if run.done:
+        return run
+
+    keras.utils.set_random_seed(recipe.seed)
+    model = recipe.model()
+    started = time.monotonic()
+    if recipe.train_from:
+        lower, model = split_at(model, recipe.train_from)
+        features = {
+            split: cached_features(
+                lower, builder, split, recipe.image_size, views, bfloat16=bfloat16, progress=verbose > 0
+            )
+            for split, views in (("train", recipe.views), ("validation", recipe.test_views))
+        }
+        labels = {split: pipeline.label_arrays(builder, split) for split in features}
+    compile_for(model, recipe)
+    # Build the optimizer's variables now, so that a saved state finds them.
+    model.optimizer.build(model.trainable_variables)
+    history = run.restore_state(model)
+    first = len(history)
+    if recipe.train_from:
+        training, steps = batches.feature_batches(features["train"], labels["train"], recipe, first)
+        inputs = np.asarray(features["validation"][0], "float32")
+        targets = batches.encode(recipe.tasks(), labels["validation"])
+        validation = batches.in_order(inputs, targets)
+    else:
+        training, steps = batches.image_batches(builder, "train", recipe, first)
+        validation = batches.evaluation_images(builder, "validation", recipe, recipe.test_views[0])
+    recorder = Recorder(run, history, recipe.monitor, recipe.patience)
+    if first < recipe.run_epochs and not recorder.exhausted():
+        if verbose and first:
+            print(f"Going on after epoch {first} of {recipe.run_epochs}, found in {run.folder}.")
+        model.fit(
+            training,
+            steps_per_epoch=steps,
+            shuffle=False,
+            epochs=recipe.run_epochs,
+            initial_epoch=first,
+            validation_data=validation,
+            callbacks=[recorder, keras.callbacks.TensorBoard(run.folder / "events", write_graph=False)],
+            verbose=verbose,
+        )
+    files.write_json(
+        run.done_file,
+        {"best_epoch": recorder.best_epoch(), "seconds": round(time.monotonic() - started, 1)},
+    )
+    return run

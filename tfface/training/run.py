@@ -1,0 +1,205 @@
+"""A run: one folder with everything that a training was and gave.
+
+config.json      the recipe, every field; versions, device, fingerprint of the data
+metrics.jsonl    one row an epoch
+events/          TensorBoard
+state.npz        weights, optimizer and random states at the last epoch's end: what a killed run resumes from
+trained.keras    the trained part of the network at its best validation score (all of it, if nothing was frozen)
+done.json        written last: best epoch, time
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from importlib.metadata import version
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from tfface import files
+from tfface.errors import UserError
+from tfface.recipes import RECIPES, Recipe
+
+PACKAGES = ("tfface", "keras", "tensorflow", "tensorflow-datasets", "numpy")
+
+
+class Run:
+    """A run's folder.
+
+    Args:
+        folder: its path; it need not exist yet.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        self.config_file = self.folder / "config.json"
+        self.state_file = self.folder / "state.npz"
+        self.trained_file = self.folder / "trained.keras"
+        self.metrics_file = self.folder / "metrics.jsonl"
+        self.done_file = self.folder / "done.json"
+
+    @property
+    def done(self) -> bool:
+        """Whether training came to its end."""
+        return self.done_file.exists()
+
+    def config(self) -> dict:
+        """What `config.json` says.
+
+        Raises:
+            UserError: there is no run in this folder.
+        """
+        if not self.config_file.exists():
+            raise UserError(
+                f"No run is in {self.folder}: expected {self.config_file.name}, which `tfface train` writes there."
+            )
+        return files.read_json(self.config_file, "The run's configuration")
+
+    def recipe(self) -> Recipe:
+        """The recipe that the run was trained by."""
+        values = self.config()["recipe"]
+        if values.get("recipe") not in RECIPES:
+            raise UserError(
+                f"{self.config_file} names the recipe {values.get('recipe')}, which this version has not. "
+                f"Expected one of: {', '.join(RECIPES)}."
+            )
+        return RECIPES[values["recipe"]].from_json(values)
+
+    def begin(self, recipe: Recipe, data: dict, device: str) -> None:
+        """Write the configuration, or check that the one that stands there is the same.
+
+        Raises:
+            UserError: the folder holds a run of another recipe, other values or other data.
+        """
+        wanted = json.loads(json.dumps({"recipe": recipe.to_json(), "data": data}))
+        if self.config_file.exists():
+            present = {key: self.config()[key] for key in wanted}
+            if present != wanted:
+                changed = [
+                    f"{key} was {present[part].get(key)!r}, is {wanted[part].get(key)!r}"
+                    for part in wanted
+                    for key in {**present[part], **wanted[part]}
+                    if present[part].get(key) != wanted[part].get(key)
+                ]
+                raise UserError(
+                    f"{self.folder} holds a run with other choices ({'; '.join(changed)}). "
+                    "Name another folder with --out, or remove that one."
+                )
+            return
+        environment = {
+            "python": platform.python_version(),
+            "machine": f"{platform.system()} {platform.machine()}",
+            "backend": keras.backend.backend(),
+            "device": device,
+            **{name: version(name) for name in PACKAGES},
+        }
+        files.write_json(self.config_file, {**wanted, "environment": environment})
+
+    def history(self) -> list[dict]:
+        """One row of figures for each epoch that is part of the run."""
+        if not self.metrics_file.exists():
+            return []
+        return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
+
+    def save_state(self, model: keras.Model, history: list[dict]) -> None:
+        """Write the whole state at an epoch's end, aside and renamed."""
+        arrays = {
+            f"variable_{index:05d}": keras.ops.convert_to_numpy(variable)
+            for index, variable in enumerate(self._variables(model))
+        }
+        with files.written_aside(self.state_file) as aside:
+            np.savez(aside, history=np.array(json.dumps(history)), **arrays)
+        files.write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in history))
+
+    def restore_state(self, model: keras.Model) -> list[dict]:
+        """Bring a built and compiled model back to the saved state; the rows of the epochs that are done.
+
+        Raises:
+            UserError: the state is damaged or of another network.
+        """
+        if not self.state_file.exists():
+            return []
+        try:
+            with np.load(self.state_file) as state:
+                variables = self._variables(model)
+                stored = sorted(name for name in state.files if name.startswith("variable_"))
+                if [tuple(v.shape) for v in variables] != [state[name].shape for name in stored]:
+                    raise UserError(
+                        f"{self.state_file} is of another network than this recipe's: expected {len(variables)} "
+                        f"variables, received {len(stored)} or other shapes. Name another folder with --out."
+                    )
+                for variable, name in zip(variables, stored, strict=True):
+                    variable.assign(state[name])
+                return json.loads(str(state["history"]))
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{self.state_file} is damaged ({error}). Remove it to begin this run anew.") from error
+
+    @staticmethod
+    def _variables(model):
+        # `model.variables` holds the states of the random generators too, so dropout goes on where it stopped.
+        return [*model.variables, *model.optimizer.variables]
+
+    def model(self) -> keras.Model:
+        """The whole trained network, from pixels to outputs: the recipe's, with the trained part read in.
+
+        Raises:
+            UserError: training has not kept a model yet, or the file is damaged.
+        """
+        recipe = self.recipe()
+        if not self.trained_file.exists():
+            raise UserError(f"{self.folder} holds no trained model yet. Train it: `tfface train {recipe.name}`.")
+        model = recipe.model()
+        read_trained(model, self.trained_file)
+        return model
+
+
+def read_trained(model: keras.Model, file: str | Path) -> None:
+    """Read the weights of a trained part into the layers of `model` that have its names.
+
+    Raises:
+        UserError: the file is damaged, or a layer is absent or has other shapes.
+    """
+    try:
+        part = keras.saving.load_model(file, compile=False)
+    except Exception as error:  # keras raises many kinds for a damaged file
+        raise UserError(f"The model file {file} cannot be read: {str(error).splitlines()[0]}") from error
+    names = {layer.name for layer in model.layers}
+    for layer in part.layers:
+        if not layer.weights:
+            continue
+        shapes = [tuple(weight.shape) for weight in layer.weights]
+        own = model.get_layer(layer.name).weights if layer.name in names else []
+        if [tuple(weight.shape) for weight in own] != shapes:
+            raise UserError(
+                f"The model file {file} does not fit this recipe: layer {layer.name} has shapes {shapes}, "
+                f"expected {[tuple(weight.shape) for weight in own] or 'no such layer'}."
+            )
+        model.get_layer(layer.name).set_weights(layer.get_weights())
+
+
+def split_at(model: keras.Model, name: str) -> tuple[keras.Model, keras.Model]:
+    """Cut a functional model after a layer into a lower and an upper part, which share its layers.
+
+    Args:
+        model: a functional model with one input.
+        name: the layer after which it is cut.
+
+    Returns:
+        `(lower, upper)`, with `model(x) == upper(lower(x))`.
+
+    Raises:
+        UserError: no such layer, or the graph does not pass through it alone.
+    """
+    layers = {layer.name for layer in model.layers}
+    if name not in layers:
+        raise UserError(f"train_from must name a layer of {model.name}. Received: {name}.")
+    tensor = model.get_layer(name).output
+    try:
+        upper = keras.Model(tensor, model.output, name=f"{model.name}_upper")
+    except ValueError as error:
+        raise UserError(
+            f"{model.name} cannot be cut after {name}: other branches pass by it. Choose a layer that all of them meet in."
+        ) from error
+    return keras.Model(model.input, tensor, name=f"{model.name}_lower"), upper
