@@ -1,0 +1,207 @@
+"""Every figure of an evaluation against a number worked by hand."""
+
+import json
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tfface.errors import UserError
+from tfface.evaluation.evaluate import (
+    Predictions,
+    age_errors,
+    calibration,
+    classification,
+    evaluate,
+    mean,
+    proportion,
+    worst_mistakes,
+)
+
+
+def example(**changes) -> Predictions:
+    """Three faces; the second is taken for the other gender, and for nine years too old."""
+    values = {
+        "key": np.array(["a.jpg", "b.jpg", "c.jpg"]),
+        "truth": {"gender": np.array([0, 1, 1]), "age": np.array([20, 31, 40])},
+        "probabilities": {"gender": np.array([[0.9, 0.1], [0.8, 0.2], [0.3, 0.7]], dtype=np.float32)},
+        "classes": {"gender": ("Male", "Female")},
+        "age_years": np.array([20.0, 40.0, 39.0]),
+        "age_spread": np.array([1.0, 2.0, 3.0]),
+    }
+    return Predictions(**(values | changes))
+
+
+def test_wilson_interval():
+    assert proportion(45, 50)["value"] == 0.9
+    assert proportion(45, 50)["interval"] == pytest.approx([0.786398, 0.956524], abs=1e-6)
+    assert proportion(0, 10)["interval"] == pytest.approx([0, 0.277533], abs=1e-6)
+    assert proportion(0, 0) == {"value": None, "interval": None}
+
+
+def test_mean_interval():
+    # sd of 1, 2, 3, 4 is 1.290994, standard error 0.645497, t(0.975, 3) is 3.182446
+    assert mean([1, 2, 3, 4])["interval"] == pytest.approx([2.5 - 2.054260, 2.5 + 2.054260], abs=1e-6)
+    assert mean([0, 3, 5, 20], least=0)["interval"][0] == 0
+    assert mean([7]) == {"value": 7.0, "interval": None}
+    assert mean([]) == {"value": None, "interval": None}
+
+
+def test_mean_interval_agrees_with_bootstrap():
+    errors = np.random.default_rng(0).gamma(1.3, 3.4, 1000)
+    bootstrap = stats.bootstrap((errors,), np.mean, n_resamples=2000, rng=0, method="BCa").confidence_interval
+    assert mean(errors)["interval"] == pytest.approx([bootstrap.low, bootstrap.high], abs=0.03)
+
+
+def test_calibration_by_hand():
+    # 0.62 lies in (0.6, 0.667], 0.9 in (0.867, 0.933]: 2/4 * |1 - 0.62| + 2/4 * |0.5 - 0.9|
+    result = calibration([True, False, True, True], [0.9, 0.9, 0.62, 0.62])
+    assert result["expected_calibration_error"] == pytest.approx(0.39)
+    assert result["over_confidence"] == pytest.approx(0.76 - 0.75)
+    assert [row["n"] for row in result["reliability"]] == [2, 2]
+    assert result["reliability"][0]["low"] == pytest.approx(0.6)
+
+
+def test_calibration_bins_are_closed_above():
+    rows = calibration([True, True, True], [0.5, 0.51, 1.0], bins=2)["reliability"]
+    assert [(row["low"], row["high"], row["n"]) for row in rows] == [(0, 0.5, 1), (0.5, 1, 2)]
+
+
+def test_classification_by_hand():
+    probabilities = [[0.9, 0.1], [0.9, 0.1], [0.62, 0.38], [0.62, 0.38], [0.25, 0.75]]
+    result = classification([0, 1, 0, 0, 1], probabilities, ("Male", "Female"))
+    assert result["confusion"] == [[3, 0], [1, 1]]
+    assert result["accuracy"]["value"] == pytest.approx(0.8)
+    assert result["majority"] == pytest.approx(0.6)
+    assert result["balanced_accuracy"] == pytest.approx((1 + 0.5) / 2)
+    male, female = result["per_class"]
+    assert (male["n"], male["predicted"]) == (3, 4)
+    assert male["precision"] == pytest.approx(0.75)
+    assert male["f1"] == pytest.approx(6 / 7)
+    assert female["recall"]["value"] == pytest.approx(0.5)
+    assert female["f1"] == pytest.approx(2 / 3)
+    assert result["macro_f1"] == pytest.approx((6 / 7 + 2 / 3) / 2)
+    assert result["brier"] == pytest.approx((0.02 + 1.62 + 2 * 0.2888 + 0.125) / 5)
+    nll = -np.log([0.9, 0.1, 0.62, 0.62, 0.75]).mean()
+    assert result["negative_log_likelihood"] == pytest.approx(nll)
+    assert result["confused_pairs"] == [{"truth": "Female", "predicted": "Male", "n": 1, "share": 0.5}]
+    assert "one_off" not in result
+
+
+def test_one_off():
+    result = classification([0, 1, 2, 3], np.eye(4)[[0, 2, 0, 3]], ("0-5", "6-12", "13-19", "20+"), ordered=True)
+    assert result["accuracy"]["value"] == 0.5
+    assert result["one_off"]["value"] == 0.75
+
+
+def test_absent_class_has_no_recall_and_no_part_in_the_means():
+    result = classification([0, 0, 1], np.eye(3)[[0, 2, 1]], ("White", "Black", "Asian"))
+    assert result["per_class"][2]["recall"] == {"value": None, "interval": None}
+    assert result["per_class"][2]["f1"] is None
+    assert result["balanced_accuracy"] == pytest.approx((0.5 + 1) / 2)
+
+
+def test_perfect_and_worst_model():
+    truth = np.arange(10) % 2
+    perfect = classification(truth, np.eye(2)[truth], ("Male", "Female"))
+    worst = classification(truth, np.eye(2)[1 - truth], ("Male", "Female"))
+    names = ("balanced_accuracy", "macro_f1", "brier")
+    assert [perfect[name] for name in names] == [1, 1, 0]
+    assert [worst[name] for name in names] == [0, 0, 2]
+    assert perfect["accuracy"]["interval"][1] == pytest.approx(1)
+    assert worst["accuracy"]["interval"][0] == pytest.approx(0)
+    assert perfect["calibration"]["expected_calibration_error"] == 0
+    assert worst["calibration"]["expected_calibration_error"] == 1
+    assert perfect["confused_pairs"] == []
+
+
+def test_age_by_hand():
+    age = age_errors([20, 30, 40, 50], [20, 33, 35, 70])
+    assert age["mae"]["value"] == 7
+    assert age["mae"]["interval"] == pytest.approx([0, 21.1729], abs=1e-4)
+    assert age["bias"]["value"] == 4.5
+    assert age["median_absolute_error"] == 4
+    assert age["rmse"] == pytest.approx(108.5**0.5)
+    assert age["exact"]["value"] == 0.25
+    within = [row["value"] for row in age["within"]]
+    assert len(within) == 21
+    assert [within[k] for k in (0, 2, 3, 4, 5, 19, 20)] == [0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1]
+    assert [(row["decade"], row["n"]) for row in age["decades"]] == [(f"{d}0-{d}9", 1) for d in (2, 3, 4, 5)]
+    assert age["decades"][3]["mae"] == {"value": 20.0, "interval": None}
+    assert "spread" not in age
+
+
+def test_spread_coverage():
+    # half width of the central 68 % interval is 0.994 spreads, of the 95 % interval 1.960
+    coverage = age_errors([30] * 4, [30, 30.5, 31.5, 33], spread=[1] * 4)["spread"]["coverage"]
+    assert {row["nominal"]: row["value"] for row in coverage} == {0.5: 0.5, 0.68: 0.5, 0.8: 0.5, 0.9: 0.75, 0.95: 0.75}
+
+
+def test_evaluate_is_strict_json():
+    metrics = evaluate(example())
+    assert metrics["n"] == 3
+    assert metrics["tasks"]["gender"]["accuracy"]["value"] == pytest.approx(2 / 3)
+    assert metrics["age"]["mae"]["value"] == pytest.approx(10 / 3)
+    assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+
+
+def test_worst_mistakes():
+    assert worst_mistakes(example(), "gender") == [(1, "true Female, said Male, loss 1.61, b.jpg")]
+    assert worst_mistakes(example(), "age", count=1) == [(1, "true 31, said 40 years, 9 off, b.jpg")]
+    with pytest.raises(ValueError, match="Received: 'race'"):
+        worst_mistakes(example(), "race")
+
+
+def test_saved_and_loaded(tmp_path):
+    written = example().save(tmp_path / "predictions.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["predictions.npz"]
+    loaded = Predictions.load(written)
+    assert evaluate(loaded) == evaluate(example())
+    assert loaded.classes == {"gender": ("Male", "Female")}
+    assert loaded.ordered == ("age_bins",)
+    assert list(loaded.key) == ["a.jpg", "b.jpg", "c.jpg"]
+
+
+def test_load_says_what_is_wrong(tmp_path):
+    with pytest.raises(UserError, match="not there"):
+        Predictions.load(tmp_path / "absent.npz")
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 half a file")
+    with pytest.raises(UserError, match="not a file of predictions"):
+        Predictions.load(tmp_path / "broken.npz")
+    np.savez(tmp_path / "other.npz", a=np.zeros(3))
+    with pytest.raises(UserError, match="not a file of predictions"):
+        Predictions.load(tmp_path / "other.npz")
+
+
+GENDER = np.array([0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"key": np.array(["a.jpg", "b.jpg", "b.jpg"])}, "'b.jpg' came 2 times"),
+        ({"age_years": np.array([20.0, np.nan, 39.0])}, "age_years must be finite"),
+        ({"age_years": np.zeros((3, 1))}, r"age_years must have the shape \(3,\)"),
+        ({"age_spread": np.zeros(3)}, "age_spread` must be > 0"),
+        ({"age_years": None}, "needs `age_years`"),
+        ({"truth": {"gender": GENDER}}, r"needs truth\['age'\]"),
+        ({"truth": {"gender": GENDER + 1, "age": np.zeros(3)}}, r"integers in \[0, 2\)"),
+        ({"truth": {"gender": GENDER * 1.0, "age": np.zeros(3)}}, r"integers in \[0, 2\)"),
+        ({"truth": {"gender": GENDER, "age": np.array([1, 2, -1])}}, "years >= 0"),
+        ({"truth": {"gender": GENDER, "race": GENDER, "age": np.zeros(3)}}, "classes of every truth"),
+        ({"truth": {"age": np.zeros(3)}}, "every task"),
+        ({"probabilities": {"gender": np.zeros((3, 2))}}, "sum to 1"),
+        ({"probabilities": {"gender": np.full((3, 3), 1 / 3)}}, r"shape \(3, 2\)"),
+        ({"probabilities": {"gender": np.array([[2, -1], [1, 0], [1, 0]])}}, r"in \[0, 1\]"),
+        ({"probabilities": {"age": np.ones((3, 1))}}, "age_bins"),
+        ({"probabilities": {}, "age_years": None, "age_spread": None}, "must be predicted"),
+    ],
+)
+def test_bad_predictions_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        example(**changes)
+
+
+def test_empty_split_is_the_users_to_mend():
+    with pytest.raises(UserError, match="nothing to evaluate"):
+        Predictions(np.array([], dtype=str), {"gender": np.array([], int)}, {"gender": np.zeros((0, 2))}, {})
