@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,7 +55,7 @@ def fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def examples(builder: tfds.core.DatasetBuilder, split: str) -> tf.data.Dataset:
+def examples(builder: tfds.core.DatasetBuilder, split: str, images: tuple[str, ...] = ("image",)) -> tf.data.Dataset:
     """Examples of a split in their fixed order, images still encoded (`image` is a string of JPEG or PNG bytes)."""
     if split not in builder.info.splits:
         raise UserError(
@@ -64,15 +64,17 @@ def examples(builder: tfds.core.DatasetBuilder, split: str) -> tf.data.Dataset:
     dataset = builder.as_dataset(
         split=split,
         shuffle_files=False,
-        decoders={"image": tfds.decode.SkipDecoding()},
+        decoders={name: tfds.decode.SkipDecoding() for name in images},
         read_config=tfds.ReadConfig(try_autocache=False),
     )
     return dataset.with_options(_options())
 
 
-def label_arrays(builder: tfds.core.DatasetBuilder, split: str) -> dict[str, np.ndarray]:
-    """Every feature of a split but its image, as arrays in the split's fixed order."""
-    rows = examples(builder, split).map(lambda row: {k: v for k, v in row.items() if k != "image"})
+def label_arrays(
+    builder: tfds.core.DatasetBuilder, split: str, images: tuple[str, ...] = ("image",)
+) -> dict[str, np.ndarray]:
+    """Every feature of a split but its images, as arrays in the split's fixed order."""
+    rows = examples(builder, split, images).map(lambda row: {k: v for k, v in row.items() if k not in images})
     batches = list(rows.batch(1024).as_numpy_iterator())
     if not batches:
         raise UserError(f"The split {split} of {builder.info.full_name} is empty.")
@@ -124,6 +126,18 @@ def epoch_order(counts: np.ndarray, seed: int, epoch: int) -> np.ndarray:
     order = np.repeat(np.arange(len(counts)), counts)
     np.random.default_rng((seed, epoch)).shuffle(order)
     return order
+
+
+def in_groups(items: Iterable, size: int) -> Iterator[list]:
+    """Lists of `size` items, the last one shorter: of a long stream only so many are held at a time."""
+    group = []
+    for item in items:
+        group.append(item)
+        if len(group) == size:
+            yield group
+            group = []
+    if group:
+        yield group
 
 
 def _options() -> tf.data.Options:

@@ -21,12 +21,18 @@ class Recipe:
     """One paper's choices. Every field is a plain value that `--set field=value` may change.
 
     Attributes:
+        name, title: its name on the command line and in a report.
+        variants: name -> changed fields; the paper's own rows and ablations, and ours.
+        published: rows (task, metric, value, where it stands), in the paper and elsewhere.
+        licences: what the recipe stands on -> its licence.
+        landmarks: where left eye, right eye, nose and mouth corners lie in its data set's crops, as shares of width
+            and height: a face in a photo is aligned to them before it is predicted.
         data: prepared data set that it trains on, `name` or `name/config`.
         image_size: `(height, width)` that the network takes, pixels.
         train_from: name of the layer after which the network is trained; what lies before is frozen and its output is
             computed once for each view and cached. Empty: everything is trained, from pixels.
         views: how training images are looked at: a pair `(zoom, mirror)` each; one is drawn for each image and epoch.
-        test_views: views whose probabilities are averaged when evaluating.
+        test_mirror: average the outputs for an image and for its mirror image when evaluating and predicting.
         oversample: label -> how often an example of each class is shown in an epoch (training split only).
         noise: standard deviation of the noise added to pixels, in grey levels of 0 to 255 (training from pixels only).
         epochs: passes over the (oversampled) training split in the paper.
@@ -42,13 +48,15 @@ class Recipe:
     name: ClassVar[str] = ""
     title: ClassVar[str] = ""
     variants: ClassVar[Mapping[str, Mapping]] = {}
-    published: ClassVar[Mapping[tuple[str, str], tuple[float, str]]] = {}
+    published: ClassVar[tuple[tuple[str, str, float, str], ...]] = ()
+    licences: ClassVar[Mapping[str, str]] = {}
+    landmarks: ClassVar[tuple[tuple[float, float], ...]] = ()
 
     data: str = ""
     image_size: tuple[int, int] = (224, 224)
     train_from: str = ""
     views: tuple[View, ...] = (View(), View(mirror=True))
-    test_views: tuple[View, ...] = (View(),)
+    test_mirror: bool = False
     oversample: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     noise: float = 0.0
     epochs: int = 1
@@ -67,9 +75,14 @@ class Recipe:
         """The whole network, from pixels to the tasks' outputs, pretrained where the recipe says so."""
         raise NotImplementedError
 
-    def optimizer(self, model: keras.Model) -> keras.optimizers.Optimizer:
-        """A fresh optimizer with the paper's schedule, for `model` or a part of it."""
+    def optimizer(self, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
+        """A fresh optimizer with the paper's schedule, for a training of `model` (or a part of it) over `steps` steps."""
         raise NotImplementedError
+
+    @property
+    def test_views(self) -> tuple[View, ...]:
+        """Views whose outputs are averaged."""
+        return (View(), View(mirror=True)) if self.test_mirror else (View(),)
 
     @property
     def run_epochs(self) -> int:
@@ -124,7 +137,7 @@ class Recipe:
 
 def _restore(name, value):
     """JSON knows no tuples: bring back those that the fields are made of."""
-    if name in ("views", "test_views"):
+    if name == "views":
         return tuple(View(float(zoom), bool(mirror)) for zoom, mirror in value)
     if isinstance(value, list):
         return tuple(value)

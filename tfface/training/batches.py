@@ -22,10 +22,17 @@ def encode(tasks: Sequence[Task], labels) -> dict:
     return {task.name: tf.gather(task.targets, labels[task.label]) for task in tasks}
 
 
+def steps_of(labels: dict[str, np.ndarray], recipe: Recipe) -> tuple[int, int]:
+    """Examples a step and steps an epoch: the remainder of an epoch's (oversampled) order is dropped."""
+    total = int(pipeline.repeats(labels, recipe.oversample).sum())
+    size = min(recipe.batch_size, total)
+    return size, total // size
+
+
 def feature_batches(
     features: Sequence[np.ndarray], labels: dict[str, np.ndarray], recipe: Recipe, first_epoch: int
-) -> tuple[tf.data.Dataset, int]:
-    """Training batches from cached features, from `first_epoch` on, and the number of steps in an epoch.
+) -> tf.data.Dataset:
+    """Training batches from cached features, from `first_epoch` on.
 
     Args:
         features: for each view an array `(n, ...)`, as `cached_features` gives them.
@@ -34,12 +41,11 @@ def feature_batches(
         first_epoch: the epoch to begin with, from 0.
 
     Returns:
-        `(dataset, steps)`: batches `(inputs float32, targets)`; the remainder of an epoch's order is dropped.
+        Batches `(inputs float32, targets)`.
     """
-    tasks, size = recipe.tasks(), recipe.batch_size
+    tasks = recipe.tasks()
     counts = pipeline.repeats(labels, recipe.oversample)
-    size = min(size, int(counts.sum()))
-    steps = int(counts.sum()) // size
+    size, steps = steps_of(labels, recipe)
     targets = encode(tasks, labels)
 
     def batches():
@@ -58,11 +64,11 @@ def feature_batches(
         tf.TensorSpec((size, *features[0].shape[1:]), tf.float32),
         {task.name: tf.TensorSpec((size, task.width), tf.float32) for task in tasks},
     )
-    return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(4), steps
+    return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(4)
 
 
-def image_batches(builder, split: str, recipe: Recipe, first_epoch: int) -> tuple[tf.data.Dataset, int]:
-    """Training batches from pixels, from `first_epoch` on, and the number of steps in an epoch.
+def image_batches(builder, split: str, recipe: Recipe, first_epoch: int) -> tf.data.Dataset:
+    """Training batches from pixels, from `first_epoch` on.
 
     Args:
         builder: a prepared data set.
@@ -71,13 +77,10 @@ def image_batches(builder, split: str, recipe: Recipe, first_epoch: int) -> tupl
         first_epoch: the epoch to begin with, from 0.
 
     Returns:
-        `(dataset, steps)`: batches `(images float32 in [0, 255], targets)`; the remainder of an epoch is dropped.
+        Batches `(images float32 in [0, 255], targets)`.
     """
     tasks = recipe.tasks()
-    labels = pipeline.label_arrays(builder, split)
-    total = int(pipeline.repeats(labels, recipe.oversample).sum())
-    size = min(recipe.batch_size, total)
-    steps = total // size
+    size, steps = steps_of(pipeline.label_arrays(builder, split), recipe)
     factors = {name: tf.constant(values, tf.int64) for name, values in recipe.oversample.items()}
     rows = pipeline.examples(builder, split)
 
@@ -88,7 +91,7 @@ def image_batches(builder, split: str, recipe: Recipe, first_epoch: int) -> tupl
         return tf.data.Dataset.from_tensors(row).repeat(count)
 
     def prepare(epoch, index, row):
-        seed = tf.stack([epoch * total + index, tf.constant(recipe.seed, tf.int64)])
+        seed = tf.stack([epoch * steps * size + index, tf.constant(recipe.seed, tf.int64)])
         image = tf.cast(tf.io.decode_image(row["image"], channels=3, expand_animations=False), tf.float32)
         image.set_shape((None, None, 3))
         image = augment.draw_view(image, recipe.views, seed)
@@ -105,7 +108,7 @@ def image_batches(builder, split: str, recipe: Recipe, first_epoch: int) -> tupl
         return examples.batch(size, drop_remainder=True).take(steps)
 
     epochs = tf.data.Dataset.range(first_epoch, recipe.run_epochs)
-    return epochs.flat_map(one_epoch).prefetch(2), steps
+    return epochs.flat_map(one_epoch).prefetch(2)
 
 
 def evaluation_images(builder, split: str, recipe: Recipe, view: pipeline.View, batch_size: int = 64):

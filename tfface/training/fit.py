@@ -39,11 +39,17 @@ def metrics_of(task: Task) -> list[keras.metrics.Metric]:
     return [MeanAgeError(task.years, name="mae")]
 
 
-def compile_for(model: keras.Model, recipe: Recipe) -> None:
-    """Compile a network (or the trained part of one) with the recipe's losses, weights, metrics and optimizer."""
+def compile_for(model: keras.Model, recipe: Recipe, steps: int) -> None:
+    """Compile a network (or the trained part of one) with the recipe's losses, weights, metrics and optimizer.
+
+    Args:
+        model: what is trained.
+        recipe: its recipe.
+        steps: steps of the whole training, for the schedule of the learning rate.
+    """
     tasks = recipe.tasks()
     model.compile(
-        optimizer=recipe.optimizer(model),
+        optimizer=recipe.optimizer(model, steps),
         loss={task.name: loss_of(task) for task in tasks},
         loss_weights={task.name: task.weight for task in tasks},
         metrics={task.name: metrics_of(task) for task in tasks},
@@ -125,19 +131,20 @@ def fit(
             )
             for split, views in (("train", recipe.views), ("validation", recipe.test_views))
         }
-        labels = {split: pipeline.label_arrays(builder, split) for split in features}
-    compile_for(model, recipe)
+    labels = {split: pipeline.label_arrays(builder, split) for split in ("train", "validation")}
+    _, steps = batches.steps_of(labels["train"], recipe)
+    compile_for(model, recipe, steps * recipe.run_epochs)
     # Build the optimizer's variables now, so that a saved state finds them.
     model.optimizer.build(model.trainable_variables)
     history = run.restore_state(model)
     first = len(history)
     if recipe.train_from:
-        training, steps = batches.feature_batches(features["train"], labels["train"], recipe, first)
+        training = batches.feature_batches(features["train"], labels["train"], recipe, first)
         inputs = np.asarray(features["validation"][0], "float32")
         targets = batches.encode(recipe.tasks(), labels["validation"])
         validation = batches.in_order(inputs, targets)
     else:
-        training, steps = batches.image_batches(builder, "train", recipe, first)
+        training = batches.image_batches(builder, "train", recipe, first)
         validation = batches.evaluation_images(builder, "validation", recipe, recipe.test_views[0])
     recorder = Recorder(run, history, recipe.monitor, recipe.patience)
     if first < recipe.run_epochs and not recorder.exhausted():

@@ -1,0 +1,197 @@
+"""A photo becomes the attributes of its faces: detect, align, predict in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tfface import labels
+from tfface.errors import UserError
+from tfface.faces import align
+from tfface.faces.detect import Detector, load_detector
+from tfface.tasks import Task, bins_of, years_of
+from tfface.training.run import Run
+
+SHIPPED = Path(__file__).parent.parent / "assets" / "models"
+"""Trained heads that come with the package, a run's folder each."""
+
+
+@dataclass(frozen=True)
+class FaceAttributes:
+    """What a model says of one face. These are perceived attributes: guesses of what annotators would have said.
+
+    Attributes:
+        box: x0, y0, x1, y1 in pixels of the photo.
+        score: the detector's score, in [0, 1].
+        probabilities: task -> class -> probability, for every task with classes ("gender", "race", "age_bins").
+        age: age in years, or None for a model without an age head.
+        age_spread: standard deviation of the age, years, or None where the head gives a plain number.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    probabilities: dict[str, dict[str, float]]
+    age: float | None = None
+    age_spread: float | None = None
+
+    def label(self, task: str) -> str:
+        """The likeliest class of a task."""
+        return max(self.probabilities[task], key=self.probabilities[task].get)
+
+    def caption(self) -> list[str]:
+        """Two short lines for a picture: gender and age, then race."""
+        age = "" if self.age is None else f"{self.age:.0f}"
+        if self.age_spread is not None:
+            age += f" ± {self.age_spread:.0f}"
+        first = " ".join(filter(None, [self.label("gender") if "gender" in self.probabilities else "", age]))
+        second = (
+            f"{self.label('race')} {max(self.probabilities['race'].values()):.0%}"
+            if ("race" in self.probabilities)
+            else ""
+        )
+        return [line for line in (first, second) if line]
+
+    def to_json(self) -> dict:
+        """Plain values for JSON: strings, years, probabilities with four digits."""
+        result = {
+            "box": [round(value, 1) for value in self.box],
+            "score": round(self.score, 4),
+            **{task: self.label(task) for task in self.probabilities},
+        }
+        if self.age is not None:
+            result["age"] = round(self.age, 1)
+        if self.age_spread is not None:
+            result["age_spread"] = round(self.age_spread, 1)
+        result["probabilities"] = {
+            task: {name: round(value, 4) for name, value in row.items()} for task, row in self.probabilities.items()
+        }
+        return result
+
+
+def find_model(name: str | Path) -> Run:
+    """The run behind a name: a run's folder, or a model that comes with the package.
+
+    Raises:
+        UserError: neither; the message lists the shipped ones.
+    """
+    if Path(name).is_dir():
+        return Run(name)
+    if (SHIPPED / str(name)).is_dir():
+        return Run(SHIPPED / str(name))
+    shipped = sorted(path.name for path in SHIPPED.iterdir()) if SHIPPED.is_dir() else []
+    raise UserError(
+        f"No model {name}: expected the folder of a run that `tfface train` made, or one of the shipped models "
+        f"({', '.join(shipped) or 'none'})."
+    )
+
+
+class Predictor:
+    """Finds the faces of photos and predicts their attributes, in real batches over all photos that it is given.
+
+    Holds no state that a call changes, so threads may share one.
+
+    Args:
+        model: a run's folder, or the name of a shipped model.
+        detector: a detector, or the name of one (`tfface.faces.detect.load_detector`).
+        batch_size: faces a forward pass.
+
+    Raises:
+        UserError: no such model or detector, or a pretrained backbone that cannot be had.
+    """
+
+    def __init__(self, model: str | Path = "arg", detector: str | Detector = "mtcnn", batch_size: int = 32):
+        run = find_model(model)
+        self.recipe = run.recipe()
+        self.tasks: tuple[Task, ...] = self.recipe.tasks()
+        self.model = run.model()
+        self.detector = load_detector(detector) if isinstance(detector, str) else detector
+        self.batch_size = batch_size
+
+    def __call__(self, photos: Sequence[np.ndarray]) -> list[list[FaceAttributes]]:
+        """Attributes of every face of every photo.
+
+        Args:
+            photos: `(height, width, 3)` uint8 RGB each, of any sizes.
+
+        Returns:
+            For each photo its faces, the surest detection first; empty where none was found.
+        """
+        found = self.detector(photos)
+        crops = [
+            self.align(photo, faces.boxes[index], None if faces.landmarks is None else faces.landmarks[index])
+            for photo, faces in zip(photos, found, strict=True)
+            for index in range(len(faces))
+        ]
+        if not crops:
+            return [[] for _ in photos]
+        outputs = self.predict_crops(np.stack(crops))
+        results, row = [], 0
+        for faces in found:
+            results.append([])
+            for box, score in zip(faces.boxes, faces.scores, strict=True):
+                one = {name: values[row] for name, values in outputs.items()}
+                results[-1].append(self._attributes(box, score, one))
+                row += 1
+        return results
+
+    def align(self, photo: np.ndarray, box: np.ndarray, landmarks: np.ndarray | None) -> np.ndarray:
+        """The crop that the model was trained on: its data set's five points, or the box where there are none."""
+        height, width = self.recipe.image_size
+        if landmarks is None:
+            matrix = align.similarity(align_box_points(box), self._target_points(width, height))
+        else:
+            matrix = align.similarity(landmarks, self._target_points(width, height))
+        return align.warp(photo, matrix, (height, width))
+
+    def _target_points(self, width, height):
+        return np.asarray(self.recipe.landmarks, "float64") * (width, height) - 0.5
+
+    def predict_crops(self, crops: np.ndarray) -> dict[str, np.ndarray]:
+        """Outputs of the model for aligned crops, averaged over the recipe's test views.
+
+        Args:
+            crops: `(n, height, width, 3)` uint8 of the recipe's image size.
+
+        Returns:
+            Task -> `(n, width)` float32.
+        """
+        views = [crops, crops[:, :, ::-1]] if self.recipe.test_mirror else [crops]
+        results = [self._forward(view) for view in views]
+        return {name: np.mean([result[name] for result in results], axis=0) for name in results[0]}
+
+    def _forward(self, crops):
+        parts = []
+        for start in range(0, len(crops), self.batch_size):
+            batch = crops[start : start + self.batch_size].astype("float32")
+            count = len(batch)
+            # Batches of 1, 2, 4, ... only: each new size would compile a new graph.
+            padded = 1 << (count - 1).bit_length()
+            batch = np.concatenate([batch, np.zeros((padded - count, *batch.shape[1:]), "float32")])
+            parts.append(
+                {name: np.asarray(value)[:count] for name, value in self.model.predict_on_batch(batch).items()}
+            )
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+    def _attributes(self, box, score, outputs) -> FaceAttributes:
+        probabilities, age, spread = {}, None, None
+        for task in self.tasks:
+            output = outputs[task.name][None]
+            if task.is_age:
+                years, deviation = years_of(task, output)
+                age, spread = float(years[0]), None if deviation is None else float(deviation[0])
+                if task.classes:
+                    bins = bins_of(task, output)[0]
+                    probabilities["age_bins"] = dict(zip(labels.ARG_AGES, map(float, bins), strict=True))
+            else:
+                probabilities[task.name] = dict(zip(task.classes, map(float, output[0]), strict=True))
+        return FaceAttributes(tuple(float(value) for value in box), float(score), probabilities, age, spread)
+
+
+def align_box_points(box: np.ndarray) -> np.ndarray:
+    """Where five landmarks lie in a box on average, for detectors that give none (means over MTCNN's boxes)."""
+    x0, y0, x1, y1 = box
+    shares = np.array([[0.27, 0.30], [0.73, 0.30], [0.50, 0.54], [0.29, 0.71], [0.71, 0.71]])
+    return shares * (x1 - x0, y1 - y0) + (x0, y0)
