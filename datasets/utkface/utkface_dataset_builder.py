@@ -39,6 +39,11 @@ VALIDATION_SHARE = 0.08
 """The next share of the hashes is `validation`: about a tenth of what `test` leaves over."""
 
 
+LANDMARKS = [[0.2993, 0.2897], [0.6858, 0.2910], [0.4876, 0.5167], [0.3157, 0.6849], [0.6657, 0.6866]]
+"""Where left eye, right eye, nose and mouth corners lie in these tight crops, as shares of width and height: medians
+over MTCNN's landmarks of 495 random ones. Faces of other photos are aligned to them before they are predicted."""
+
+
 class Photo(NamedTuple):
     """A file whose name and bytes could both be read."""
 
@@ -171,7 +176,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 }
             ),
             homepage="https://susanqq.github.io/UTKFace/",
-            metadata=tfds.core.MetadataDict(),
+            metadata=tfds.core.MetadataDict(landmarks=LANDMARKS),
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):

@@ -19,8 +19,8 @@ from tfface import labels, tasks
 from tfface.data.pipeline import View
 from tfface.errors import UserError
 from tfface.models.arg import FEATURES, arg
+from tfface.optimizers import DiscriminativeAdam
 from tfface.recipes.recipe import Recipe
-from tfface.training.optimizers import DiscriminativeAdam
 
 AGE_TASKS = {
     "bins": tasks.age_bins,
@@ -62,9 +62,6 @@ class ARG(Recipe):
 
     name: ClassVar[str] = "arg"
     title: ClassVar[str] = "ARG: age, race and gender by transfer from FaceNet"
-
-    # Medians over MTCNN's landmarks of 495 random UTKFace crops: these crops are tight, the face fills them.
-    landmarks: ClassVar = ((0.2993, 0.2897), (0.6858, 0.2910), (0.4876, 0.5167), (0.3157, 0.6849), (0.6657, 0.6866))
 
     data: str = "utkface"
     image_size: tuple[int, int] = (160, 160)
@@ -163,5 +160,13 @@ class ARG(Recipe):
         return DiscriminativeAdam(rate, factors=dict.fromkeys(backbone, self.backbone_factor))
 
     def tiny(self):
-        """A few epochs on the small synthetic set."""
-        return self.changed(data="synthetic_faces", views=(View(),), epochs=6, schedule_scale=1.0)
+        """A few epochs on a small set of synthetic faces, in one view."""
+        return self.changed(
+            data="synthetic_faces/small",
+            views=(View(),),
+            test_mirror=False,
+            oversample={},
+            batch_size=32,
+            epochs=12,
+            schedule_scale=1.0,
+        )

@@ -25,8 +25,6 @@ class Recipe:
         variants: name -> changed fields; the paper's own rows and ablations, and ours.
         published: rows (task, metric, value, where it stands), in the paper and elsewhere.
         licences: what the recipe stands on -> its licence.
-        landmarks: where left eye, right eye, nose and mouth corners lie in its data set's crops, as shares of width
-            and height: a face in a photo is aligned to them before it is predicted.
         data: prepared data set that it trains on, `name` or `name/config`.
         image_size: `(height, width)` that the network takes, pixels.
         train_from: name of the layer after which the network is trained; what lies before is frozen and its output is
@@ -50,7 +48,6 @@ class Recipe:
     variants: ClassVar[Mapping[str, Mapping]] = {}
     published: ClassVar[tuple[tuple[str, str, float, str], ...]] = ()
     licences: ClassVar[Mapping[str, str]] = {}
-    landmarks: ClassVar[tuple[tuple[float, float], ...]] = ()
 
     data: str = ""
     image_size: tuple[int, int] = (224, 224)

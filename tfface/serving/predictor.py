@@ -105,6 +105,12 @@ class Predictor:
     def __init__(self, model: str | Path = "arg", detector: str | Detector = "mtcnn", batch_size: int = 32):
         run = find_model(model)
         self.recipe = run.recipe()
+        self.landmarks = run.config()["data"].get("landmarks")
+        if not self.landmarks:
+            raise UserError(
+                f"{run.folder} was trained on {run.config()['data']['name']}, which does not say where its crops have eyes, "
+                "nose and mouth (metadata 'landmarks' of its builder), so faces in photos cannot be aligned to them."
+            )
         self.tasks: tuple[Task, ...] = self.recipe.tasks()
         self.model = run.model()
         self.detector = load_detector(detector) if isinstance(detector, str) else detector
@@ -147,7 +153,7 @@ class Predictor:
         return align.warp(photo, matrix, (height, width))
 
     def _target_points(self, width, height):
-        return np.asarray(self.recipe.landmarks, "float64") * (width, height) - 0.5
+        return np.asarray(self.landmarks, "float64") * (width, height) - 0.5
 
     def predict_crops(self, crops: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs of the model for aligned crops, averaged over the recipe's test views.

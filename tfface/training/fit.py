@@ -116,7 +116,9 @@ def fit(
         pipeline.examples(builder, split)  # names a split that is absent before any work is done
     fingerprints = {split: pipeline.fingerprint(builder, split) for split in builder.info.splits}
     run = Run(folder)
-    run.begin(recipe, {"name": builder.info.full_name, **fingerprints}, where)
+    data = {"name": builder.info.full_name, "fingerprints": fingerprints}
+    data["landmarks"] = (builder.info.metadata or {}).get("landmarks")
+    run.begin(recipe, data, where)
     if run.done:
         return run
 

@@ -1,0 +1,96 @@
+"""One check over every model in MODELS, on Keras' TensorFlow backend (and on JAX: tests/test_jax.py)."""
+
+import keras
+import numpy as np
+import pytest
+
+from tfface.models import MODELS
+
+PARAMETERS = {"inception_resnet_v1": 22_808_144, "arg": None}
+"""Published or hand-worked counts; None where a narrower test asserts them."""
+
+DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+def images(model, count=4):
+    return np.random.default_rng(0).uniform(0, 255, (count, *model.input_shape[1:])).astype("float32")
+
+
+def flat(outputs):
+    return outputs if isinstance(outputs, dict) else {"output": outputs}
+
+
+@pytest.fixture(scope="module", params=sorted(MODELS))
+def named_model(request):
+    keras.utils.set_random_seed(0)
+    return request.param, MODELS[request.param]()
+
+
+def test_every_model_has_its_count():
+    assert set(PARAMETERS) == set(MODELS)
+
+
+def test_parameters(named_model):
+    name, model = named_model
+    if PARAMETERS[name] is not None:
+        assert model.count_params() == PARAMETERS[name]
+
+
+def test_symbolic_shape_is_eager_shape(named_model):
+    _, model = named_model
+    outputs = flat(model(images(model)))
+    symbolic = flat(model.output)
+    for name, tensor in symbolic.items():
+        assert tuple(outputs[name].shape) == (4, *tensor.shape[1:])
+        assert np.isfinite(keras.ops.convert_to_numpy(outputs[name])).all()
+
+
+def test_config_round_trip(named_model):
+    _, model = named_model
+    config = model.get_config()
+    again = model.__class__.from_config(config)
+    assert again.get_config() == config
+    assert [w.path for w in again.weights] == [w.path for w in model.weights]
+
+
+def test_save_and_load(named_model, tmp_path):
+    _, model = named_model
+    model.save(tmp_path / "model.keras")
+    again = keras.saving.load_model(tmp_path / "model.keras")  # safe mode: no code, no pickles
+    inputs = images(model)
+    received = flat(again(inputs))
+    for name, expected in flat(model(inputs)).items():
+        np.testing.assert_allclose(received[name], expected, atol=1e-6)
+
+
+def test_predict_on_arrays_is_predict_on_a_dataset(named_model):
+    import tensorflow as tf
+
+    _, model = named_model
+    inputs = images(model)
+    dataset = tf.data.Dataset.from_tensor_slices(inputs).batch(4)
+    expected = flat(model.predict(inputs, batch_size=4, verbose=0))
+    for name, values in flat(model.predict(dataset, verbose=0)).items():
+        np.testing.assert_allclose(values, expected[name], atol=1e-6)
+
+
+@pytest.mark.parametrize("policy", DTYPES)
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_one_step_of_training(name, policy):
+    keras.utils.set_random_seed(0)
+    before = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_dtype_policy(policy)
+    try:
+        model = MODELS[name]()
+        inputs = images(model, 2)
+        shapes = {key: (2, *value.shape[1:]) for key, value in flat(model.output).items()}
+        targets = {key: np.full(shape, 1 / shape[-1], "float32") for key, shape in shapes.items()}
+        model.compile("sgd", "mse", run_eagerly=True)  # tracing the graph would take longer than the step
+        history = model.fit(
+            inputs, targets if isinstance(model.output, dict) else targets["output"], batch_size=2, verbose=0
+        )
+        assert np.isfinite(history.history["loss"][0])
+        for variable in model.weights:
+            assert np.isfinite(keras.ops.convert_to_numpy(variable)).all(), variable.path
+    finally:
+        keras.mixed_precision.set_dtype_policy(before)

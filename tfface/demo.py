@@ -1,0 +1,51 @@
+"""The main job from end to end on synthetic faces, by the very commands that a user would type."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+from tfface import cli, files
+from tfface.errors import UserError
+
+
+def demo(out: str | Path = "runs/demo") -> None:
+    """Build a data set, train ARG on it, evaluate, report, export, and predict a photo; what stands is reused.
+
+    Args:
+        out: folder of everything that it makes.
+    """
+    out = Path(out)
+    photo = out / "photo.jpg"
+    commands = (
+        "weights fetch facenet",
+        f"build synthetic_faces/small --data-dir {out / 'data'}",
+        f"reproduce arg --variant years --tiny --data-dir {out / 'data'} --out {out}",
+        f"predict {photo} --model {out / 'seed-0'} --out picture,json --to {out}",
+    )
+    for number, command in enumerate(commands, 1):
+        print(f"\n[{number}/{len(commands)}] tfface {command}", flush=True)
+        if command.startswith("predict"):
+            draw_photo(photo)
+        if code := cli.main(shlex.split(command)):
+            raise UserError(f"The demo stopped at `tfface {command}` with exit code {code}.")
+    print("\nThe demo is done: synthetic faces of nobody, real weights, the commands above.")
+    for what, path in (
+        ("report", out / "report.html"),
+        ("annotated picture", out / "photo-faces.jpg"),
+        ("SavedModel", out / "saved_model"),
+    ):
+        print(f"  {what}: {os.path.relpath(path)}")
+
+
+def draw_photo(path: Path) -> None:
+    """Write a photo of five synthetic people."""
+    if path.exists():
+        return
+    from PIL import Image
+
+    from tfface.faces.synthesize import photo
+
+    with files.written_aside(path) as aside:
+        Image.fromarray(photo(seed=7, count=5)[0]).save(aside, quality=92)
