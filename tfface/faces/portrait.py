@@ -192,7 +192,11 @@ def paint(canvas, person, shot, centre, unit):
     fan = np.arctan2(front_u, 0.7 - front_v)  # short hair and a fringe stand away from the face
     wisps = 0.03 * _strands(hair.locks, fan * 9) + 0.03 * _strands(hair.waves, fan * 25)
     inside = _smooth((opening + wisps * _smooth(0.6 - front_v)) / 0.30 + 0.3)
-    flow = opening / np.maximum(opening + distance, 0.05) * 6 if hair.long and not hair.fringe else fan * 15
+    if hair.long and not hair.fringe:
+        flow = opening / np.maximum(opening + distance, 0.05) * 6
+    else:
+        above = _smooth(0.4 - 1.5 * front_v)
+        flow = above * fan * 15 + (1 - above) * front_u * 10
     colour = _hair_colour(hair, flow, front_v) * (0.6 + 0.4 * _smooth(opening / 0.3))[..., None]
     _blend(view, colour * light, opacity * inside)
 
@@ -280,7 +284,7 @@ BACKGROUNDS = ("plain", "wall", "garden", "lights", "sky")
 
 
 def background(rng, height, width):
-    """A blurred scene, (height, width, 3) float64 RGB, and its name."""
+    """A blurred scene, (height, width, 3) float32 RGB, and its name, one of BACKGROUNDS."""
     name = str(rng.choice(BACKGROUNDS))
     y = np.linspace(0, 1, height)[:, None, None]
     base = cloth(rng) * 0.6 + 50

@@ -39,7 +39,7 @@ class SyntheticFace:
         gender: one of GENDERS.
         race: one of UTKFACE_RACES.
         group: one of FAIRFACE_RACES, `race` is UTKFACE_RACE_OF[group].
-        yaw: degrees, positive where the nose points to the right of the picture.
+        yaw: degrees, positive where the nose points to the left of the picture.
         pitch: degrees, positive where it points down.
         roll: degrees, positive where the head leans clockwise.
         light: from -1, lit from the right of the picture, to 1, from the left.
@@ -72,7 +72,11 @@ def _random(*key):
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(key)))
 
 
-def _bounded_normal(rng, size, limit=1.8):
+SPREAD = 0.8
+"""Standard deviation of the coefficients of an identity, 1 being that of the faces of the fit."""
+
+
+def bounded_normal(rng, size, limit=1.8):
     """Standard normal numbers, those beyond the limit drawn in to it."""
     return np.clip(rng.standard_normal(size), -limit, limit)
 
@@ -97,8 +101,8 @@ def _person(identity, age=None, gender=None, group=None):
         age=age,
         gender=gender,
         group=group,
-        shape=0.8 * _bounded_normal(rng, len(model["shape_components"])),
-        texture=0.8 * _bounded_normal(rng, len(model["texture_components"])),
+        shape=SPREAD * bounded_normal(rng, len(model["shape_components"])),
+        texture=SPREAD * bounded_normal(rng, len(model["texture_components"])),
         tone=np.exp(0.05 * rng.standard_normal() + 0.02 * rng.standard_normal(3)),
         grain=rng.standard_normal((face_model.FRAME_HEIGHT, face_model.FRAME_WIDTH), np.float32),
         hair=portrait.draw_hair(rng, age, gender, group),
@@ -224,7 +228,7 @@ def photo(seed, count=5, size=(960, 540)):
     columns = -(-count // rows)
     # A row stands so far below the one behind it that it hides no face there.
     largest = min(width / columns / 2.8, height / (4.4 + 3.7 * (rows - 1)))
-    top = (height - 3.7 * (rows - 1) * largest) * 0.46
+    top = (height - 3.7 * (rows - 1) * largest) * 0.44
     placed = []
     for k in range(count):
         row, column = divmod(k, columns)

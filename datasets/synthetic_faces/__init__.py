@@ -1,0 +1,1 @@
+"""Synthetic faces, a TFDS data set."""

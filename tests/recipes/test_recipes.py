@@ -1,0 +1,72 @@
+"""One check over every recipe: its values are plain, change by name, survive JSON; its tasks and published rows fit."""
+
+import json
+
+import pytest
+
+from tfface import recipes
+from tfface.errors import UserError
+from tfface.recipes import RECIPES
+
+ROWS = [(name, variant) for name, recipe in RECIPES.items() for variant in recipe.variants]
+
+
+@pytest.mark.parametrize(("name", "variant"), ROWS)
+def test_every_variant_loads_and_survives_json(name, variant):
+    recipe = recipes.load(name, variant)
+    again = RECIPES[name].from_json(json.loads(json.dumps(recipe.to_json())))
+    assert again == recipe
+    assert recipe.run_epochs >= 1
+
+
+@pytest.mark.parametrize(("name", "variant"), ROWS)
+def test_tasks_have_targets_that_fit(name, variant):
+    for task in recipes.load(name, variant).tasks():
+        assert task.targets.ndim == 2
+        if task.classes:
+            assert len(task.classes) == task.width
+            assert task.targets.sum(axis=1) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_published_rows_name_where_they_stand(name):
+    for task, metric, value, source in RECIPES[name].published:
+        assert task and metric and source
+        assert value > 0
+
+
+def test_unknown_names_list_the_valid_ones():
+    with pytest.raises(UserError, match="arg"):
+        recipes.load("nothing")
+    with pytest.raises(UserError, match="years"):
+        recipes.load("arg", "nothing")
+    with pytest.raises(UserError, match=r"Did you mean epochs\?.*batch_size"):
+        recipes.load("arg", settings=["epoch=3"])
+
+
+@pytest.mark.parametrize(
+    ("setting", "field", "value"),
+    [
+        ("epochs=3", "epochs", 3),
+        ("learning_rate=1", "learning_rate", 1.0),
+        ("age=exact", "age", "exact"),
+        ("views=((1.0, False),)", "views", ((1.0, False),)),
+        ("oversample={}", "oversample", {}),
+        ("test_mirror=True", "test_mirror", True),
+    ],
+)
+def test_settings_are_read(setting, field, value):
+    assert getattr(recipes.load("arg", settings=[setting]), field) == value
+
+
+@pytest.mark.parametrize("setting", ["epochs=many", "epochs=2.5", "test_mirror=1", "views=3", "epochs"])
+def test_settings_of_another_kind_are_refused(setting):
+    with pytest.raises(UserError, match="expects"):
+        recipes.load("arg", settings=[setting])
+
+
+def test_arg_factors_are_the_papers():
+    recipe = recipes.load("arg")
+    assert recipe.oversample == {"race": (1, 2, 3, 3, 4)}
+    weights = {task.name: task.weight for task in recipe.tasks()}
+    assert weights == {"gender": 1.0, "race": pytest.approx(1 / 5), "age": pytest.approx(1 / 10)}

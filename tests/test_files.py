@@ -1,0 +1,43 @@
+import errno
+import json
+
+import pytest
+
+from tfface import files
+from tfface.errors import UserError
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    target = tmp_path / "result.json"
+    files.write_json(target, {"old": 1})
+    with pytest.raises(RuntimeError), files.written_aside(target) as aside:
+        aside.write_text("half")
+        raise RuntimeError
+    assert json.loads(target.read_text()) == {"old": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_folder_replaces_a_folder(tmp_path):
+    target = tmp_path / "model"
+    for content in ("first", "second"):
+        with files.written_aside(target) as aside:
+            aside.mkdir()
+            (aside / "file").write_text(content)
+    assert (target / "file").read_text() == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path):
+    with pytest.raises(UserError, match="disk is full") as caught, files.written_aside(tmp_path / "x") as aside:
+        aside.write_text("half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_json_that_is_none(tmp_path):
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(UserError, match="is not JSON"):
+        files.read_json(tmp_path / "x.json", "The test's file")
+    with pytest.raises(UserError, match="The test's file is not there"):
+        files.read_json(tmp_path / "y.json", "The test's file")

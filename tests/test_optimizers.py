@@ -1,0 +1,49 @@
+import keras
+import numpy as np
+import pytest
+
+from tfface.optimizers import DiscriminativeAdam, DiscriminativeSGD, discriminative
+
+
+def small_model():
+    keras.utils.set_random_seed(0)
+    return keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, name="low"), keras.layers.Dense(1, name="high")])
+
+
+def moved(optimizer):
+    model = small_model()
+    before = {layer.name: layer.get_weights()[0].copy() for layer in model.layers}
+    model.compile(optimizer, "mse")
+    rng = np.random.default_rng(0)
+    model.fit(rng.normal(size=(8, 3)), rng.normal(size=(8, 1)), batch_size=8, verbose=0)
+    return {layer.name: layer.get_weights()[0] - before[layer.name] for layer in model.layers}
+
+
+def test_sgd_moves_a_layer_by_its_factor():
+    plain = moved(keras.optimizers.SGD(0.1))
+    scaled = moved(DiscriminativeSGD(0.1, factors={"low": 0.25}))
+    np.testing.assert_allclose(scaled["low"], 0.25 * plain["low"], rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(scaled["high"], plain["high"], rtol=1e-4, atol=1e-7)
+
+
+def test_a_factor_of_zero_freezes():
+    assert not moved(DiscriminativeAdam(0.1, factors={"low": 0.0}))["low"].any()
+
+
+def test_without_factors_it_is_the_plain_optimizer():
+    plain, scaled = moved(keras.optimizers.Adam(0.1)), moved(DiscriminativeAdam(0.1))
+    np.testing.assert_array_equal(plain["low"], scaled["low"])
+
+
+def test_config_round_trip():
+    optimizer = DiscriminativeAdam(0.1, factors={"low": 0.5})
+    again = keras.optimizers.deserialize(keras.optimizers.serialize(optimizer))
+    assert type(again) is DiscriminativeAdam
+    assert again.factors == {"low": 0.5}
+
+
+@pytest.mark.parametrize("optimizer_class", [keras.optimizers.RMSprop, keras.optimizers.AdamW])
+def test_any_optimizer_can_be_made_discriminative(optimizer_class):
+    cls = discriminative(optimizer_class)
+    assert cls is discriminative(optimizer_class)
+    assert not moved(cls(0.1, factors={"low": 0.0}))["low"].any()

