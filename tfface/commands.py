@@ -183,11 +183,13 @@ def report(folder, data_dir=None, command="") -> dict[str, Path]:
         if index in wanted
     }
     seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""
+    synthetic = " Synthetic faces: this proves that the machinery runs, not how good it is on people."
     return write_report(
         folder,
         title=recipe.title,
         summary=f"Trained on {config['data']['name']}, reported on its {shown} split "
-        f"(n = {every[0][shown]['n']:,}{seeds}); the epoch was chosen on validation.",
+        f"(n = {every[0][shown]['n']:,}{seeds}); the epoch was chosen on validation."
+        + synthetic * config["data"]["name"].startswith("synthetic"),
         metrics=every[0],
         predictions=predictions,
         comparison=rows,
@@ -210,8 +212,6 @@ def notes_on(builder, recipe, seeds: int) -> list[str]:
     if left_out:
         sizes = ", ".join(f"{reason} {len(names)}" for reason, names in left_out.items())
         notes.append(f"Left out when the data set was built (names or groups of names in its metadata.json): {sizes}.")
-    if builder.info.full_name.startswith("synthetic"):
-        notes.append("Synthetic faces: these figures prove that the machinery runs, not how good it is on people.")
     if recipe.train_from:
         notes.append(f"Layers up to {recipe.train_from} are the pretrained network's, frozen.")
     if seeds > 1:

@@ -44,20 +44,19 @@ def embed_images(data: str, data_dir: str | Path | None, crop: str, mirror: bool
         "same": table["same"].astype(bool),
         "fold": table["fold"],
     }
-    identity = [
-        pipeline.fingerprint(images, "test"),
-        weights.lookup("facenet").sha256,
-        crop,
-        str(mirror),
-        str(bfloat16),
-    ]
-    cache = files.home() / "embeddings" / f"{hashlib.sha256(' '.join(identity).encode()).hexdigest()[:16]}.npz"
+    identity = [pipeline.fingerprint(images, "test"), weights.lookup("facenet").sha256, crop, str(bfloat16)]
+    digest = hashlib.sha256(" ".join(identity).encode()).hexdigest()[:16]
+    cache = files.home() / "embeddings" / f"{digest}-mirror.npz"  # holds the plain embeddings in its first half
+    if not cache.exists() and not mirror:
+        cache = cache.with_name(f"{digest}.npz")
     if not cache.exists():
         embeddings, without_face = _compute(images, crop, mirror, bfloat16, keys)
         with files.written_aside(cache) as aside:
             np.savez(aside, embeddings=embeddings, without_face=np.array(without_face, dtype=str))
     with np.load(cache) as stored:
         embeddings, without_face = stored["embeddings"], stored["without_face"].tolist()
+    if not mirror:
+        embeddings = embeddings[:, :128]
     notes = []
     if without_face:
         notes.append(f"No face was found in {len(without_face)} images, cut at the centre: {', '.join(without_face)}.")

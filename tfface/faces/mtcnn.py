@@ -11,6 +11,7 @@ suppressions are its own too, so that the same faces come out, only sooner:
 
 from __future__ import annotations
 
+import functools
 import importlib.resources
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -42,23 +43,36 @@ CANDIDATES = 1024
 
 @keras.saving.register_keras_serializable("tfface")
 class PReLU(layers.Layer):
-    """Parametric ReLU, one slope a channel, as x + (slope - 1) * min(x, 0).
+    """Parametric ReLU, one slope a channel.
 
-    `keras.layers.PReLU` passes over memory five times, this three times; and these networks are so narrow that
-    memory as much as arithmetic sets their pace.
+    These networks are so narrow that memory as much as arithmetic sets their pace. `keras.layers.PReLU`
+    passes over it five times; max(x, slope * x), right where no slope is above 1, twice; x + (slope - 1) *
+    min(x, 0) three times.
+
+    Args:
+        steep: whether a slope may be above 1.
     """
+
+    def __init__(self, steep: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.steep = steep
 
     def build(self, shape):
         self.slope = self.add_weight(shape=shape[-1:], name="slope")
 
     def call(self, x):
-        return x + (self.slope - 1) * keras.ops.minimum(x, 0)
+        if self.steep:
+            return x + (self.slope - 1) * keras.ops.minimum(x, 0)
+        return keras.ops.maximum(x, self.slope * x)
+
+    def get_config(self):
+        return super().get_config() | {"steep": self.steep}
 
 
 def proposal_network() -> keras.Model:
     """P-Net: pixels (n, height, width, 3) to (n, rows, columns, 5): logit of a face, four box offsets."""
     x = inputs = layers.Input((None, None, 3))
-    x = _convolution(x, 10, 3, "conv1")
+    x = _convolution(x, 10, 3, "conv1", steep=True)
     x = layers.MaxPooling2D(2, padding="same")(x)
     x = _convolution(x, 16, 3, "conv2")
     x = _convolution(x, 32, 3, "conv3")
@@ -68,7 +82,7 @@ def proposal_network() -> keras.Model:
 def refinement_network() -> keras.Model:
     """R-Net: candidates (n, 24, 24, 3), pixels, to (n, 5): logit of a face, four box offsets."""
     x = inputs = layers.Input((24, 24, 3))
-    x = _convolution(x, 28, 3, "conv1")
+    x = _convolution(x, 28, 3, "conv1", steep=True)
     x = layers.MaxPooling2D(3, 2, padding="same")(x)
     x = _convolution(x, 48, 3, "conv2")
     x = layers.MaxPooling2D(3, 2)(x)
@@ -89,8 +103,8 @@ def output_network() -> keras.Model:
     return keras.Model(inputs, _dense(x, 256, 15), name="onet")
 
 
-def _convolution(x, filters: int, size: int, name: str):
-    return PReLU(name=f"{name}_slope")(layers.Conv2D(filters, size, name=name)(x))
+def _convolution(x, filters: int, size: int, name: str, steep: bool = False):
+    return PReLU(steep, name=f"{name}_slope")(layers.Conv2D(filters, size, name=name)(x))
 
 
 def _dense(x, units: int, outputs: int):
@@ -111,7 +125,8 @@ def _pretrained(network: keras.Model) -> keras.Model:
 
 
 def pyramid_scales(height: int, width: int, min_face_size: float) -> list[float]:
-    """Scales of a photo's pyramid: the smallest face fills P-Net's window on the first level, the photo on the last.
+    """Scales of a photo's pyramid: the smallest face fills P-Net's window on the first level, the photo on
+    the last.
 
     Args:
         height: of the photo, pixels.
@@ -198,9 +213,11 @@ class MTCNN(Detector):
             places = tf.where(maps[..., 0] > logit)
             return tf.cast(places, tf.int32), tf.gather_nd(maps, places)
 
-        self._propose = _compiled(propose, (None, None, None, 3))
-        self._refine = _compiled(_pretrained(refinement_network()), (None, 24, 24, 3))
-        self._finish = _compiled(_pretrained(output_network()), (None, 48, 48, 3))
+        photos, candidates = tf.TensorSpec((None, None, None, 3), tf.uint8), tf.TensorSpec((None, 6))
+        self._cut = _compiled(_cut, photos, candidates, tf.TensorSpec((), tf.int32))
+        self._propose = _compiled(propose, tf.TensorSpec((None, None, None, 3)))
+        self._refine = _compiled(_pretrained(refinement_network()), tf.TensorSpec((None, 24, 24, 3)))
+        self._finish = _compiled(_pretrained(output_network()), tf.TensorSpec((None, 48, 48, 3)))
         self._threads = ThreadPoolExecutor(2)
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
@@ -213,13 +230,14 @@ class MTCNN(Detector):
         stacks = [np.stack([images[position] for position in positions]) for positions in shapes.values()]
 
         # Candidates are rows of (photo of its stack, x0, y0, x1, y1, score), one array a stack.
-        candidates = self._proposals(stacks)
-        values = self._run(self._refine, stacks, candidates)
+        candidates = [self._proposals(stack) for stack in stacks]
+        photos = [tf.convert_to_tensor(stack) for stack in stacks]
+        values = self._run(self._refine, photos, candidates)
         for number, rows in enumerate(candidates):
             rows = _moved(rows, values[number])
             rows = rows[rows[:, 5] > self.refinement_threshold]
             candidates[number] = _squared(_suppressed(rows, 0.7))
-        values = self._run(self._finish, stacks, candidates)
+        values = self._run(self._finish, photos, candidates)
         faces: list = [None] * len(images)
         for positions, stack, rows, found in zip(shapes.values(), stacks, candidates, values, strict=True):
             side = (rows[:, 3:5] - rows[:, 1:3] + 1)[:, None]
@@ -233,27 +251,22 @@ class MTCNN(Detector):
                 faces[position] = Faces(boxes[own], rows[own, 5], rows[own, 6:].reshape(-1, 5, 2))
         return faces
 
-    def _proposals(self, stacks: list[np.ndarray]) -> list[np.ndarray]:
-        """P-Net's candidates, squared: for each stack rows of (photo, x0, y0, x1, y1, score)."""
-        work = [
-            (number, start, scale)
-            for number, stack in enumerate(stacks)
-            for start in range(0, len(stack), max(1, LEVEL_PIXELS // (stack.shape[1] * stack.shape[2])))
-            for scale in pyramid_scales(*stack.shape[1:3], self.min_face_size)
-        ]
-        rows = self._threads.map(lambda item: self._level_proposals(stacks[item[0]], *item[1:]), work)
-        found = [[np.zeros((0, 6), np.float32)] for _ in stacks]
-        for (number, _, _), row in zip(work, rows, strict=True):
-            found[number].append(row)
-        return [_squared(_suppressed(np.concatenate(parts), 0.7)) for parts in found]
-
-    def _level_proposals(self, stack: np.ndarray, start: int, scale: float) -> np.ndarray:
-        """P-Net's candidates on one level of the pyramid, as many photos from `start` as are looked at together."""
-        at_once = max(1, LEVEL_PIXELS // (stack.shape[1] * stack.shape[2]))
-        level = _resized(stack[start : start + at_once], scale)
+    def _proposals(self, stack: np.ndarray) -> np.ndarray:
+        """P-Net's candidates of photos of one size, squared: rows of (photo, x0, y0, x1, y1, score)."""
+        height, width = stack.shape[1:3]
+        scales = pyramid_scales(height, width, self.min_face_size)
+        at_once = max(1, LEVEL_PIXELS // (height * width))
         rows = [np.zeros((0, 6), np.float32)]
-        for first_row, strip in _strips(level):
-            places, values = (array.numpy() for array in self._propose(tf.constant(strip)))
+        for start in range(0, len(stack), at_once):
+            images = [image.astype(np.float32) for image in stack[start : start + at_once]]
+            rows.extend(self._threads.map(functools.partial(self._level, images, start), scales))
+        return _squared(_suppressed(np.concatenate(rows), 0.7))
+
+    def _level(self, images: list[np.ndarray], start: int, scale: float) -> np.ndarray:
+        """P-Net's candidates on one level of the pyramid, for photos numbered from `start`."""
+        rows = [np.zeros((0, 6), np.float32)]
+        for first_row, strip in _strips(_resized(images, scale)):
+            places, values = (array.numpy() for array in self._propose(tf.convert_to_tensor(strip)))
             places[:, 1] += first_row
             # A cell's window covers 12 pixels; the package counts it from its second pixel to its end.
             origin = places[:, :0:-1] * STRIDE
@@ -262,19 +275,19 @@ class MTCNN(Detector):
             rows.append(np.concatenate(parts, axis=1, dtype=np.float32))
         return _suppressed(np.concatenate(rows), 0.5)
 
-    def _run(self, network, stacks: list[np.ndarray], candidates: list[np.ndarray]) -> list[np.ndarray]:
+    def _run(self, network, stacks: list[tf.Tensor], candidates: list[np.ndarray]) -> list[np.ndarray]:
         """Cuts the candidates of all stacks out and runs them through R-Net or O-Net together."""
-        size = network.structured_input_signature[0][0].shape[1]
-        crops = [_cut(stack, rows[:, 1:5], rows[:, 0], size) for stack, rows in zip(stacks, candidates, strict=True)]
+        size = tf.constant(network.structured_input_signature[0][0].shape[1])
+        crops = [self._cut(*pair, size) for pair in zip(stacks, map(tf.convert_to_tensor, candidates), strict=True)]
         crops = tf.concat(crops, axis=0)
         outputs = [network(crops[start : start + CANDIDATES]).numpy() for start in range(0, len(crops), CANDIDATES)]
         values = np.concatenate(outputs) if outputs else np.zeros((0, 15), np.float32)
         return np.split(values, np.cumsum([len(rows) for rows in candidates])[:-1])
 
 
-def _compiled(function, shape):
-    """One trace for all sizes, made now: threads may then call it at once."""
-    return tf.function(function).get_concrete_function(tf.TensorSpec(shape, tf.float32))
+def _compiled(function, *signature: tf.TensorSpec):
+    """One trace for all sizes, made now: nothing is traced again, and threads may call it at once."""
+    return tf.function(function).get_concrete_function(*signature)
 
 
 def _blocks(images: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
@@ -289,12 +302,12 @@ def _blocks(images: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
     yield block
 
 
-def _resized(images: np.ndarray, scale: float) -> np.ndarray:
-    """One pyramid level of photos (n, height, width, 3), as float32, by averaging areas."""
-    height, width = (int(side * scale) for side in images.shape[1:3])
+def _resized(images: list[np.ndarray], scale: float) -> np.ndarray:
+    """One pyramid level (n, height, width, 3) of photos of one size, float32, by averaging areas."""
+    height, width = (int(side * scale) for side in images[0].shape[:2])
     level = np.empty((len(images), height, width, 3), np.float32)
     for image, out in zip(images, level, strict=True):
-        cv2.resize(image.astype(np.float32), (width, height), out, interpolation=cv2.INTER_AREA)
+        cv2.resize(image, (width, height), out, interpolation=cv2.INTER_AREA)
     return level
 
 
@@ -305,21 +318,13 @@ def _strips(level: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         yield top // STRIDE, level[:, top : top + rows + CELL - STRIDE]
 
 
-@tf.function(
-    input_signature=[
-        tf.TensorSpec((None, None, None, 3), tf.uint8),
-        tf.TensorSpec((None, 4), tf.float32),
-        tf.TensorSpec((None,), tf.float32),
-        tf.TensorSpec((), tf.int32),
-    ]
-)
-def _cut(stack, boxes, photo, size):
+def _cut(stack, rows, size):
     """Candidates (n, size, size, 3) of boxes in pixels; outside the photo lies grey, which the networks take
     for 0."""
     height, width = tf.shape(stack)[1], tf.shape(stack)[2]
-    limits = tf.cast(tf.stack([height, width, height, width]), tf.float32)
-    boxes = tf.gather(boxes, [1, 0, 3, 2], axis=1) / limits
-    return tf.image.crop_and_resize(stack, boxes, tf.cast(photo, tf.int32), [size, size], extrapolation_value=127.5)
+    boxes = tf.gather(rows, [2, 1, 4, 3], axis=1) / tf.cast(tf.stack([height, width, height, width]), tf.float32)
+    photos = tf.cast(rows[:, 0], tf.int32)
+    return tf.image.crop_and_resize(stack, boxes, photos, [size, size], extrapolation_value=127.5)
 
 
 def _moved(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
