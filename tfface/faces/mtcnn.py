@@ -4,7 +4,7 @@ Zhang et al., "Joint Face Detection and Alignment using Multitask Cascaded Convo
 weights are those of the package mtcnn 1.0.0 (`tfface/assets/detectors.md`); the scales, thresholds and
 suppressions are its own too, so that the same faces come out, only sooner:
 
-- all levels of a photo's pyramid lie on one canvas, so P-Net runs once a photo, not once a level;
+- each level of the pyramid is drawn and searched once for all photos of one size;
 - the candidates of all photos of a batch go through R-Net and O-Net together;
 - only candidates leave the compiled graph, never whole maps.
 """
@@ -21,6 +21,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
+from scipy.special import expit
 
 from tfface.errors import UserError
 from tfface.faces.detect import Detector, Faces
@@ -32,7 +33,8 @@ SCALE_FACTOR = 0.709
 """From one pyramid level to the next: about half the area."""
 
 BLOCK_PIXELS = 1 << 24
-"""Photos are worked on in blocks of at most this many pixels together (or one photo)."""
+"""Photos are worked on in blocks of at most this many pixels together (or one photo). Memory grows with the block, by
+about 16 bytes a pixel of the greatest photo, never with the batch."""
 
 LEVEL_PIXELS = 1 << 20
 """P-Net sees at most this many pixels at once: 40 MiB after its first layer."""
@@ -218,7 +220,7 @@ class MTCNN(Detector):
         self._propose = _compiled(propose, tf.TensorSpec((None, None, None, 3)))
         self._refine = _compiled(_pretrained(refinement_network()), tf.TensorSpec((None, 24, 24, 3)))
         self._finish = _compiled(_pretrained(output_network()), tf.TensorSpec((None, 48, 48, 3)))
-        self._threads = ThreadPoolExecutor(2)
+        self._threads = ThreadPoolExecutor(2)  # one level's resizing and suppression hide behind another's network
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
         return [faces for block in _blocks(images) for faces in self._detect_block(block)]
@@ -271,7 +273,7 @@ class MTCNN(Detector):
             # A cell's window covers 12 pixels; the package counts it from its second pixel to its end.
             origin = places[:, :0:-1] * STRIDE
             boxes = np.concatenate([origin + 1, origin + CELL], axis=1) + values[:, 1:] * (CELL - 1)
-            parts = [places[:, :1] + start, boxes / scale, 1 / (1 + np.exp(-values[:, :1]))]
+            parts = [places[:, :1] + start, boxes / scale, expit(values[:, :1])]
             rows.append(np.concatenate(parts, axis=1, dtype=np.float32))
         return _suppressed(np.concatenate(rows), 0.5)
 
@@ -319,8 +321,7 @@ def _strips(level: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _cut(stack, rows, size):
-    """Candidates (n, size, size, 3) of boxes in pixels; outside the photo lies grey, which the networks take
-    for 0."""
+    """Candidates (n, size, size, 3) of boxes in pixels; outside the photo lies mid-grey, the networks' zero."""
     height, width = tf.shape(stack)[1], tf.shape(stack)[2]
     boxes = tf.gather(rows, [2, 1, 4, 3], axis=1) / tf.cast(tf.stack([height, width, height, width]), tf.float32)
     photos = tf.cast(rows[:, 0], tf.int32)
@@ -332,7 +333,7 @@ def _moved(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
     sides."""
     size = rows[:, 3:5] - rows[:, 1:3] + 1
     boxes = rows[:, 1:5] + values[:, 1:5] * np.tile(size, 2)
-    scores = 1 / (1 + np.exp(-values[:, :1]))
+    scores = expit(values[:, :1])
     return np.concatenate([rows[:, :1], boxes, scores], axis=1)
 
 
