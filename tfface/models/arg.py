@@ -8,8 +8,8 @@ from keras import layers
 from tfface.models.inception_resnet_v1 import inception_resnet_v1
 from tfface.tasks import Task
 
-FEATURES = "AvgPool"
-"""Name of the layer whose output the heads stand on: 1792 pooled features."""
+FEATURES = "features"
+"""Name of the layer whose output the heads stand on."""
 
 
 def arg(
@@ -17,6 +17,7 @@ def arg(
     input_shape=(160, 160, 3),
     bottleneck_width=128,
     dropout_rate=0.5,
+    depths=("Block8_6_ScaleSum",),
     weights="facenet",
     name="arg",
 ):
@@ -30,6 +31,9 @@ def arg(
         input_shape: `(height, width, 3)`, sides of at least 75 pixels.
         bottleneck_width: units of the layer that the heads share, >= 1. 128 in the paper.
         dropout_rate: dropout after the pooled features and after the bottleneck, in [0, 1).
+        depths: names of the backbone's layers whose outputs are pooled over space and put side by side as the
+            features. The last one alone in the paper (1792 features); the deeper a layer of a network for identities,
+            the more it has dropped of what changes in one person, age first.
         weights: "facenet" for the pretrained backbone, None for random initial values.
         name: name of the model.
 
@@ -45,7 +49,13 @@ def arg(
     if bottleneck_width < 1:
         raise ValueError(f"`bottleneck_width` must be at least 1. Received: {bottleneck_width}")
     backbone = inception_resnet_v1(input_shape, weights=weights)
-    features = backbone.get_layer(FEATURES).output
+    known = {layer.name for layer in backbone.layers}
+    if not depths or set(depths) - known:
+        raise ValueError(f"`depths` must name layers of inception_resnet_v1. Received: {depths}")
+    pooled = [layers.GlobalAveragePooling2D(name=f"{depth}_pool")(backbone.get_layer(depth).output) for depth in depths]
+    features = (
+        layers.Concatenate(name=FEATURES)(pooled) if len(pooled) > 1 else layers.Identity(name=FEATURES)(pooled[0])
+    )
     return keras.Model(backbone.input, heads(features, tasks, bottleneck_width, dropout_rate), name=name)
 
 

@@ -35,6 +35,7 @@ YEARS = {
     "gender_weight": 1.0,
     "race_weight": 1.0,
     "age_weight": 1.0,
+    "depths": ("Mixed_7a", "Block8_6_ScaleSum"),
     "bottleneck_width": 512,
     "dropout_rate": 0.4,
     "oversample": {},
@@ -54,6 +55,7 @@ class ARG(Recipe):
             "distribution" (over years; not in the poster).
         gender_weight, race_weight, age_weight: weights of the three losses.
         age_deviation: for "distribution": standard deviation of the target about the labelled age, years.
+        depths: layers of the backbone whose pooled outputs are the features; see `tfface.models.arg.arg`.
         bottleneck_width: units of the fresh bottleneck.
         dropout_rate: dropout around the bottleneck.
         schedule: how the learning rate falls: "staircase" (the paper) or "cosine" (to zero at the end).
@@ -80,6 +82,7 @@ class ARG(Recipe):
     race_weight: float = 1 / 5
     age_weight: float = 1 / 10
     age_deviation: float = 2.0
+    depths: tuple[str, ...] = ("Block8_6_ScaleSum",)
     bottleneck_width: int = 128
     dropout_rate: float = 0.2  # the poster gives none; 0.2 is the backbone's own
     schedule: str = "staircase"
@@ -92,14 +95,8 @@ class ARG(Recipe):
         "exact": {"age": "exact"},
         # Ours: a distribution over years, a wider bottleneck, the classes as they come, mirror images averaged.
         "years": YEARS,
-        # As "years", but the last six blocks (Block8_1 to Block8_6) learn too, from cached inputs: an hour on a CPU.
-        "tail": {
-            **YEARS,
-            "train_from": "Mixed_7a",
-            "backbone_factor": 1.0,
-            "learning_rate": 3e-4,
-            "schedule_scale": 0.06,
-        },
+        # As "years", on the features of the last layer alone, as the poster has them.
+        "last": {**YEARS, "depths": ("Block8_6_ScaleSum",)},
         # Everything learns, from pixels: for a GPU, or days on a CPU.
         "finetune": {
             **YEARS,
@@ -141,7 +138,7 @@ class ARG(Recipe):
 
     def model(self):
         """Inception-ResNet-v1 with FaceNet's weights, a fresh bottleneck and the heads."""
-        return arg(self.tasks(), (*self.image_size, 3), self.bottleneck_width, self.dropout_rate)
+        return arg(self.tasks(), (*self.image_size, 3), self.bottleneck_width, self.dropout_rate, self.depths)
 
     def optimizer(self, model, steps):
         """Adam; the learning rate drops by a tenth every 4,000 steps of the full schedule (the authors' code).
@@ -158,6 +155,20 @@ class ARG(Recipe):
         names = [layer.name for layer in model.layers if layer.weights]
         backbone = names[: names.index("features_norm")]
         return DiscriminativeAdam(rate, factors=dict.fromkeys(backbone, self.backbone_factor))
+
+    def search_space(self, trial):
+        """Learning rate, loss weights, age encoding, and the size and dropout of the bottleneck.
+
+        The gender's weight stays: Adam's steps do not change when all weights grow alike, so only ratios are searched.
+        """
+        return {
+            "learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True),
+            "race_weight": trial.suggest_float("race_weight", 0.03, 3.0, log=True),
+            "age_weight": trial.suggest_float("age_weight", 0.03, 3.0, log=True),
+            "age": trial.suggest_categorical("age", list(AGE_TASKS)),
+            "bottleneck_width": trial.suggest_int("bottleneck_width", 64, 1024, log=True),
+            "dropout_rate": trial.suggest_float("dropout_rate", 0.0, 0.6),
+        }
 
     def tiny(self):
         """A few epochs on a small set of synthetic faces, in one view."""

@@ -76,6 +76,21 @@ class Recipe:
         """A fresh optimizer with the paper's schedule, for a training of `model` (or a part of it) over `steps` steps."""
         raise NotImplementedError
 
+    def search_space(self, trial) -> dict:
+        """The fields that a sweep changes, each drawn from its range.
+
+        Args:
+            trial: what draws, by `suggest_float`, `suggest_int` and `suggest_categorical`: an `optuna.Trial`. What is
+                drawn bears the field's name.
+
+        Returns:
+            Field -> value, for `changed`.
+
+        Raises:
+            UserError: the recipe has no search space.
+        """
+        raise UserError(f"The recipe {self.name} has no search space: it cannot be swept. Sweep another, such as arg.")
+
     @property
     def test_views(self) -> tuple[View, ...]:
         """Views whose outputs are averaged."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import shutil
 from collections.abc import Sequence
 from datetime import datetime
@@ -38,7 +39,13 @@ from tfface.recipes.recipe import Recipe
 from tfface.training.fit import fit
 from tfface.training.run import Run
 
-STATES = {TrialState.COMPLETE: "scored", TrialState.FAIL: "failed"}
+SCORE = (
+    "The score is the mean skill over the tasks on validation, 1 - error / error of the best constant answer: 0 for a "
+    "model that has learnt nothing, 1 for one that is always right. The error of a classification is 1 - accuracy and "
+    "its constant the commonest class; the error of the age, whatever its encoding, is the mean absolute error in "
+    "years and its constant the median. The test split takes no part."
+)
+"""What a page says of its score; see `score`."""
 
 
 def sweep(
@@ -66,16 +73,17 @@ def sweep(
         The files by kind: "csv", "html", "markdown", "figures".
 
     Raises:
-        UserError: the recipe has no search space, the folder holds a sweep of something else, no trial succeeded, or
-            what `fit` raises.
+        UserError: no trials were asked for, the recipe has no search space, the folder holds a sweep of something else
+            or a damaged study, every trial failed, or what `fit` raises.
     """
     if trials < 1:
         raise UserError(f"--trials must be at least 1. Received: {trials}.")
-    folder = Path(folder)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    recipe.search_space(optuna.create_study().ask())  # a recipe without one says so before anything is written
     builder = pipeline.open_dataset(recipe.data, data_dir)
-    data = {split: pipeline.fingerprint(builder, split) for split in ("train", "validation")}
-    study = _open_study(folder, {"recipe": recipe.to_json(), "data": data, "bfloat16": bfloat16})
-    table = folder / "sweep.csv"
+    fingerprints = {f"{split} split": pipeline.fingerprint(builder, split) for split in ("train", "validation")}
+    folder = Path(folder)
+    study = _open_study(folder, {**recipe.to_json(), **fingerprints, "bfloat16": bfloat16})
     while len(_finished(study)) < trials:
         trial = _next_trial(study, recipe)
         changed = recipe.changed(**recipe.search_space(trial))
@@ -85,25 +93,27 @@ def sweep(
             fit(changed, run.folder, data_dir, device, bfloat16, verbose=0)
         except FloatingPointError as error:
             trial.set_user_attr("failure", str(error))
-            study.tell(trial, state=TrialState.FAIL)
+            value = None
         else:
             predictions = predict_split(run, "validation", data_dir=data_dir, bfloat16=bfloat16)
             trial.set_user_attr("figures", figures_of(predictions))
-            trial.set_user_attr("best_epoch", files.read_json(run.done_file, "The trial's end")["best_epoch"])
+            trial.set_user_attr("best_epoch", files.read_json(run.done_file, "The end of the trial")["best_epoch"])
             trial.set_user_attr("seconds", round(sum(row["seconds"] for row in run.history()), 1))
-            study.tell(trial, score(predictions))
+            value = score(predictions)
         run.state_file.unlink(missing_ok=True)
         shutil.rmtree(run.folder / "events", ignore_errors=True)
-        _write_table(_finished(study), table)
-        print(_line(study, study.trials[trial.number], trials), flush=True)
+        study.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
+        finished = _finished(study)
+        _write_table(finished, folder / "sweep.csv")
+        print(_line(finished, trials), flush=True)
     finished = _finished(study)
-    _write_table(finished, table)
+    _write_table(finished, folder / "sweep.csv")
     if not _ranked(finished):
         raise UserError(
-            f"None of the {len(finished)} trials in {folder} succeeded: the loss became NaN in each. Lower the learning "
-            "rates in the recipe's search space, then name another folder with --out."
+            f"None of the {len(finished)} trials in {folder} succeeded: the loss became NaN in each. Lower the "
+            "learning rates of the recipe's search space, and name another folder with --out."
         )
-    made = {"csv": table, **_page(finished, recipe, builder.info.splits["validation"].num_examples).write(folder)}
+    made = {"csv": folder / "sweep.csv", **_page(finished, recipe, folder, builder.info).write(folder)}
     for kind, path in made.items():
         print(f"{kind}: {path}")
     return made
@@ -113,17 +123,16 @@ def score(predictions: Predictions) -> float:
     """What a sweep maximises: the mean skill over the tasks.
 
     The skill of a task is the share of the error of the best constant answer that is removed, 1 - error / error of the
-    constant: 0 for a model that has learnt nothing, 1 for one that is always right (Murphy, Skill Scores Based on the
-    Mean Square Error, Monthly Weather Review 116, 1988, equation 4, with the error of each task in place of the
-    square). The error of a classification is 1 - accuracy and its constant the commonest class; that of an age is the
-    mean absolute error in years and its constant the median. Losses cannot serve: those of differently weighted or
-    encoded tasks do not compare.
+    constant (Murphy, Skill Scores Based on the Mean Square Error, Monthly Weather Review 116, 1988, with the error of
+    each task in place of the square). The error of a classification is 1 - accuracy and its constant the commonest
+    class; that of an age is the mean absolute error in years and its constant the median. So tasks of unlike units
+    weigh the same. Losses cannot serve: those of differently weighted or encoded tasks do not compare.
 
     Args:
         predictions: of the validation split; both constants are taken from its truth.
 
     Returns:
-        At most 1.
+        0 for a model that has learnt nothing, 1 for one that is always right.
     """
     skills = []
     for task, probabilities in predictions.probabilities.items():
@@ -150,7 +159,6 @@ def figures_of(predictions: Predictions) -> dict[str, float]:
 
 def _open_study(folder: Path, searched: dict) -> optuna.Study:
     """The study of a folder, made when absent; SQLite, as its transactions survive a kill."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "study.db"
     try:
@@ -179,12 +187,12 @@ def _open_study(folder: Path, searched: dict) -> optuna.Study:
 
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:
-    return study.get_trials(states=tuple(STATES))
+    return study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL))
 
 
 def _ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Those that have a score, the best first."""
-    return sorted((trial for trial in trials if trial.state in SCORED), key=lambda trial: -trial.value)
+    return sorted((trial for trial in trials if trial.state == TrialState.COMPLETE), key=lambda trial: -trial.value)
 
 
 def _next_trial(study: optuna.Study, recipe: Recipe) -> optuna.Trial:
@@ -198,23 +206,24 @@ def _next_trial(study: optuna.Study, recipe: Recipe) -> optuna.Trial:
     return optuna.Trial(study, running[0]._trial_id) if running else study.ask()
 
 
-def _row(trial: FrozenTrial) -> dict:
-    """What the table says of a finished trial."""
-    known = trial.user_attrs
-    return {
-        "trial": trial.number,
-        "state": STATES[trial.state],
-        "score": trial.value,
-        **trial.params,
-        **known.get("figures", {}),
-        **{name: known[name] for name in ("best_epoch", "seconds", "failure") if name in known},
-    }
+def _rows(trials: Sequence[FrozenTrial]) -> tuple[list[str], list[dict]]:
+    """Columns, and a row for each trial; a failed one has no figures."""
+    rows = [
+        {
+            "trial": trial.number,
+            "state": trial.state.name.lower(),
+            "score": trial.value,
+            **trial.params,
+            **trial.user_attrs.get("figures", {}),
+            **{key: value for key, value in trial.user_attrs.items() if key != "figures"},
+        }
+        for trial in trials
+    ]
+    return list(dict.fromkeys(name for row in rows for name in row)), rows
 
 
 def _write_table(trials: Sequence[FrozenTrial], path: Path) -> None:
-    rows = [_row(trial) for trial in trials]
-    # A failed trial has no figures: the columns are those of the fullest row, and the failures'.
-    columns = {**max(rows, key=len), "failure": None}
+    columns, rows = _rows(trials)
     with files.written_aside(path) as aside, open(aside, "w", newline="") as stream:
         table = csv.DictWriter(stream, columns)
         table.writeheader()
@@ -222,4 +231,162 @@ def _write_table(trials: Sequence[FrozenTrial], path: Path) -> None:
 
 
 def _text(value) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "–" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _texts(values: dict) -> str:
+    return ", ".join(f"{name} {_text(value)}" for name, value in values.items())
+
+
+def _line(finished: Sequence[FrozenTrial], trials: int) -> str:
+    """What is printed of the trial that has just finished."""
+    last, ranked = finished[-1], _ranked(finished)
+    if last.state == TrialState.COMPLETE:
+        came = f"score {last.value:.4f} ({_texts(last.user_attrs['figures'])}) in {last.user_attrs['seconds']:.0f} s"
+    else:
+        came = f"failed ({last.user_attrs['failure']})"
+    best = f"; best {ranked[0].value:.4f}, trial {ranked[0].number}" if ranked else ""
+    return f"trial {last.number}, {len(finished)} of {trials}: {came}; {_texts(last.params)}{best}"
+
+
+def _page(trials: Sequence[FrozenTrial], recipe: Recipe, folder: Path, info) -> Page:
+    ranked, split = _ranked(trials), info.splits["validation"]
+    best, own = ranked[0], trials[0]
+    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    columns, rows = _rows([*ranked, *failed])
+    words = [i for i, name in enumerate(columns) if any(isinstance(row.get(name), str) for row in rows)]
+    table = Table(
+        columns,
+        [[_text(row.get(name)) for name in columns] for row in rows],
+        "All trials, the best first; those that failed are last. Trial 0 is the recipe as it stands.",
+        text_columns=words,
+        small_rows=range(len(ranked), len(rows)),
+    )
+    changes = recipe.search_space(optuna.trial.FixedTrial(best.params))
+    before = own.user_attrs.get("figures", {})
+    tiles = [
+        Tile("trials", str(len(trials)), f"{len(failed)} failed"),
+        Tile("best score", f"{best.value:.4f}", f"trial {best.number}; the recipe as it stands {_text(own.value)}"),
+        *(
+            Tile(name, _text(value), f"the recipe as it stands {_text(before.get(name))}")
+            for name, value in best.user_attrs["figures"].items()
+        ),
+    ]
+    sections = [
+        Section(
+            "The best",
+            [
+                Text(
+                    f"Trial {best.number}. The best of many trials was picked by its luck too, so its figures here are "
+                    "too good. Before believing in them train it with several seeds: `tfface reproduce` with the "
+                    "options of the sweep and"
+                ),
+                Code(" ".join(f"--set {name}={value}" for name, value in changes.items())),
+                Picture("history", "Score of each trial, and the best so far.", partial(score_history, trials)),
+            ],
+        ),
+        Section(
+            "Each field",
+            [
+                Picture(
+                    "fields",
+                    "Score against each field; the ringed trial is the best, crosses at the foot failed. The other "
+                    "fields vary too, so a trend in one panel may be another's.",
+                    partial(score_by_field, trials),
+                    size="wide",
+                )
+            ],
+        ),
+        Section("Trials", [table]),
+        Section(
+            "How it was made",
+            [
+                Text(SCORE),
+                Text(
+                    f"Trials are proposed by Optuna {optuna.__version__}, tree-structured Parzen estimator, seed "
+                    f"{recipe.seed}; their runs are {folder}/trial-*."
+                ),
+                Table(
+                    ("setting", "value"),
+                    [(name, str(value)) for name, value in recipe.to_json().items()],
+                    "The recipe as it stands.",
+                    text_columns=(0, 1),
+                    folded=True,
+                ),
+            ],
+        ),
+    ]
+    written = datetime.now().astimezone().isoformat(timespec="seconds")
+    return Page(
+        f"Sweep of {recipe.title}",
+        f"{len(trials)} trials on {info.full_name}, judged on its validation split (n = {split.num_examples:,}).",
+        tiles,
+        sections,
+        f"Written {written} by tfface {__version__}.",
+    )
+
+
+@plots._styled
+def score_history(trials: Sequence[FrozenTrial]) -> Figure:
+    """Score of each trial in their order, and the best so far.
+
+    Args:
+        trials: finished trials, at least one with a score.
+    """
+    scored = [trial for trial in trials if trial.state == TrialState.COMPLETE]
+    numbers, scores = [trial.number for trial in scored], [trial.value for trial in scored]
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(numbers, scores, "o", markersize=5, label="trial")
+    best = np.maximum.accumulate(scores)
+    axes.step([*numbers, trials[-1].number], [*best, best[-1]], where="post", label="best so far")
+    _mark_failed(axes, [trial.number for trial in trials if trial.state == TrialState.FAIL])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axes.set(xlabel="trial", ylabel="score")
+    axes.legend(loc="lower right")
+    return figure
+
+
+@plots._styled
+def score_by_field(trials: Sequence[FrozenTrial]) -> Figure:
+    """Score against each searched field, a panel each, on one scale of scores.
+
+    Args:
+        trials: finished trials, at least one with a score.
+    """
+    fields = {name: kind for trial in trials for name, kind in trial.distributions.items()}
+    best = _ranked(trials)[0]
+    rows = -(-len(fields) // 3)
+    figure = Figure(figsize=(9.6, 2.7 * rows), layout="constrained")
+    panels = figure.subplots(rows, 3, sharey=True, squeeze=False)
+    for axes in panels.flat[len(fields) :]:
+        axes.remove()
+    for axes, (name, kind) in zip(panels.flat, fields.items(), strict=False):
+        choices = getattr(kind, "choices", None)
+
+        def place(trial, name=name, choices=choices):
+            return choices.index(trial.params[name]) if choices else trial.params[name]
+
+        drawn = [trial for trial in trials if name in trial.params]
+        scored = [trial for trial in drawn if trial.state == TrialState.COMPLETE]
+        axes.plot([place(trial) for trial in scored], [trial.value for trial in scored], "o", markersize=5)
+        if best in scored:
+            axes.plot(place(best), best.value, "o", color=plots.ORANGE, markersize=11, fillstyle="none")
+        _mark_failed(axes, [place(trial) for trial in drawn if trial.state == TrialState.FAIL])
+        if choices:
+            axes.set_xticks(range(len(choices)), [str(choice) for choice in choices])
+            axes.set_xlim(-0.5, len(choices) - 0.5)
+        elif kind.log:
+            axes.set_xscale("log")
+        axes.set_title(name)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("score")
+    return figure
+
+
+def _mark_failed(axes, places) -> None:
+    """Crosses at the foot: a failed trial has no score."""
+    if places:
+        axes.plot(
+            places, [0.03] * len(places), "x", color=plots.INK, transform=axes.get_xaxis_transform(), label="failed"
+        )

@@ -1,0 +1,74 @@
+import numpy as np
+import pytest
+
+from tfface.evaluation.embeddings import central
+from tfface.evaluation.verification import best_threshold, cosine_similarity, verify_folds
+
+
+def test_cosine_by_hand():
+    first = np.array([[3.0, 4.0], [1.0, 0.0], [1.0, 0.0]])
+    second = np.array([[4.0, 3.0], [0.0, 2.0], [-5.0, 0.0]])
+    np.testing.assert_allclose(cosine_similarity(first, second), [24 / 25, 0.0, -1.0])
+    with pytest.raises(ValueError, match="not zero"):
+        cosine_similarity(np.zeros((1, 2)), np.ones((1, 2)))
+
+
+@pytest.mark.parametrize(
+    ("similarity", "same", "threshold"),
+    [
+        ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], 0.5),
+        ([0.1, 0.6, 0.5, 0.9], [0, 0, 1, 1], 0.3),  # one error either way: the lower cut
+        ([0.5, 0.5, 0.5, 0.9], [0, 0, 1, 1], 0.7),  # no cut between equals
+    ],
+)
+def test_best_threshold_by_hand(similarity, same, threshold):
+    assert best_threshold(np.array(similarity), np.array(same)) == pytest.approx(threshold)
+
+
+def test_folds_use_the_threshold_of_the_others():
+    # Fold 1's pairs lie 0.5 higher than those of folds 0 and 2: at their threshold of 0.5 all of them look the same.
+    similarity = np.array([0.2, 0.8, 0.7, 1.3, 0.2, 0.8])
+    same = np.array([0, 1, 0, 1, 0, 1])
+    result = verify_folds(similarity, same, np.array([0, 0, 1, 1, 2, 2]))
+    assert result["folds"][1]["threshold"] == pytest.approx(0.5)
+    assert result["folds"][1]["accuracy"] == 0.5
+    assert result["n"] == 6
+    assert result["accuracy"] == pytest.approx(np.mean([fold["accuracy"] for fold in result["folds"]]))
+
+
+def test_rates_are_given_only_where_negatives_allow_them():
+    rng = np.random.default_rng(0)
+    same = np.repeat([0, 1], 3000)
+    similarity = rng.normal(size=6000) + 6 * same
+    result = verify_folds(similarity, same, np.arange(6000) % 10)
+    assert set(result["tar"]) == {"0.1", "0.01"}  # 0.001 of 3,000 is three pairs
+    assert result["tar"]["0.01"]["value"] > 0.99
+    assert result["auc"] > 0.999
+    assert result["accuracy"] > 0.99
+
+
+def test_the_central_face_is_chosen():
+    boxes = np.array([[0, 0, 40, 40], [90, 90, 160, 160], [200, 200, 245, 245]], "float32")
+    assert central(boxes, (250, 250, 3)) == 1
+
+
+def test_facenet_tells_real_people_apart(facenet, samples):
+    """120 pairs of LFW's first fold, centre crop: a wrong tensor anywhere would end near 0.5."""
+    import cv2
+
+    from tfface.models import inception_resnet_v1
+
+    lines = (samples / "lfw" / "pairs.txt").read_text().splitlines()[1:601]
+    rows = [line.split("\t") for line in [*lines[:60], *lines[300:360]]]
+
+    def crop(name, number):
+        path = samples / "lfw" / "lfw-deepfunneled" / name / f"{name}_{int(number):04d}.jpg"
+        image = cv2.imread(str(path))[50:200, 50:200, ::-1]
+        return cv2.resize(image, (160, 160), interpolation=cv2.INTER_LINEAR).astype("float32")
+
+    first = np.stack([crop(row[0], row[1]) for row in rows])
+    second = np.stack([crop(row[0] if len(row) == 3 else row[2], row[-1]) for row in rows])
+    model = inception_resnet_v1(weights="facenet")
+    one, other = (model.predict(images, batch_size=40, verbose=0) for images in (first, second))
+    similarity, same = cosine_similarity(one, other), np.array([len(row) == 3 for row in rows])
+    assert np.mean((similarity >= best_threshold(similarity, same)) == same) > 0.96

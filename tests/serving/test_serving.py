@@ -1,0 +1,119 @@
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tfface import cli
+from tfface.errors import UserError
+from tfface.faces import synthesize
+from tfface.serving.predictor import Predictor, find_model
+
+SERVE = """
+import sys
+for name in ("tfface", "keras", "tf_keras"):
+    sys.modules[name] = None  # only TensorFlow is there
+import numpy as np
+import tensorflow as tf
+folder, crops, out = sys.argv[1:]
+crops = np.load(crops)
+served = tf.saved_model.load(folder).signatures
+images = served["serving_default"](images=tf.constant(crops))
+jpeg = tf.stack([tf.io.encode_png(crop) for crop in crops])
+encoded = served["jpeg"](jpeg=jpeg)
+arrays = {f"images/{k}": v.numpy() for k, v in images.items()} | {f"jpeg/{k}": v.numpy() for k, v in encoded.items()}
+np.savez(out, **{k: v.astype(str) if v.dtype == object else v for k, v in arrays.items()})
+"""
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_run):
+    return Predictor(tiny_run.folder)
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory):
+    image, truths = synthesize.photo(4, 5)
+    path = tmp_path_factory.mktemp("photos") / "group.png"
+    Image.fromarray(image).save(path)
+    return path, image, truths
+
+
+def test_saved_model_equals_the_keras_model_with_only_tensorflow(tiny_run, predictor, tmp_path):
+    assert cli.main(["export", str(tiny_run.folder), "--out", str(tmp_path / "saved")]) == 0
+    crops = np.stack([synthesize.face(seed).image for seed in (3_000_000, 3_000_001, 3_000_002)])
+    np.save(tmp_path / "crops.npy", crops)
+    arguments = [tmp_path / "saved", tmp_path / "crops.npy", tmp_path / "out.npz"]
+    subprocess.run([sys.executable, "-c", SERVE, *map(str, arguments)], check=True, timeout=300)
+    expected = predictor.predict_crops(crops)
+    with np.load(tmp_path / "out.npz") as answer:
+        for signature in ("images", "jpeg"):  # PNG bytes lose nothing
+            for task in ("gender", "race"):
+                received = answer[f"{signature}/{task}_probabilities"]
+                np.testing.assert_allclose(received, expected[task], atol=1e-5)
+                names = answer[f"{signature}/{task}_classes"]
+                assert names.shape == received.shape
+                assert answer[f"{signature}/{task}"].tolist() == [
+                    row[index] for row, index in zip(names, received.argmax(1), strict=True)
+                ]
+            years = expected["age"] @ np.arange(117)
+            np.testing.assert_allclose(answer[f"{signature}/age"], years, atol=1e-3)
+            np.testing.assert_allclose(answer[f"{signature}/age_bins_probabilities"].sum(1), 1, atol=1e-5)
+            assert (answer[f"{signature}/age_spread"] > 0).all()
+
+
+def test_every_face_of_a_photo_is_found(predictor, group):
+    _, image, truths = group
+    faces = predictor([image])[0]
+    assert len(faces) == len(truths)
+    for truth in truths:
+        centre = (truth.box[0] + truth.box[2]) / 2
+        face = min(faces, key=lambda face: abs((face.box[0] + face.box[2]) / 2 - centre))
+        assert face.box[0] < centre < face.box[2]
+        for row in face.probabilities.values():
+            assert sum(row.values()) == pytest.approx(1, abs=1e-4)
+        assert 0 <= face.age <= 116
+
+
+def test_a_batch_is_the_same_as_one_by_one(predictor, group):
+    _, image, _ = group
+    blank = np.full((90, 120, 3), 127, "uint8")
+    together = predictor([image, blank, image])
+    assert together[1] == []
+    for one, other in zip(together[0], together[2], strict=True):
+        assert one.label("gender") == other.label("gender")
+        assert one.age == pytest.approx(other.age, abs=1e-2)
+
+
+def test_predict_goes_on_after_broken_photos(tiny_run, group, tmp_path, capsys):
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    Image.fromarray(np.full((90, 120, 3), 127, "uint8")).save(tmp_path / "blank.png")
+    (tmp_path / "empty").mkdir()
+    words = [str(tmp_path / "broken.jpg"), str(tmp_path / "blank.png"), str(tmp_path / "empty"), str(group[0])]
+    to = tmp_path / "out"
+    code = cli.main(["predict", *words, "--model", str(tiny_run.folder), "--out", "picture,json,csv", "--to", str(to)])
+    assert code == 2
+    said = capsys.readouterr()
+    for word in ("broken.jpg", "blank.png", "empty"):
+        assert len([line for line in said.err.splitlines() if word in line and line.startswith("tfface:")]) == 1
+    results = {row["photo"]: row["faces"] for row in json.loads((to / "predictions.json").read_text())}
+    assert len(results[str(group[0])]) == 5
+    assert results[words[1]] == []
+    assert set(results[str(group[0])][0]["probabilities"]) == {"gender", "race", "age_bins"}
+    with open(to / "predictions.csv") as stream:
+        assert len(list(csv.DictReader(stream))) == 5
+    assert Image.open(to / "group-faces.jpg").size == Image.open(group[0]).size
+
+
+def test_no_face_is_exit_code_one(tiny_run, tmp_path):
+    Image.fromarray(np.full((90, 120, 3), 127, "uint8")).save(tmp_path / "blank.png")
+    words = ["predict", str(tmp_path / "blank.png"), "--model", str(tiny_run.folder), "--to", str(tmp_path / "out")]
+    assert cli.main(words) == 1
+
+
+def test_unknown_model_lists_the_shipped():
+    with pytest.raises(UserError, match="shipped models"):
+        find_model("no-such-model")

@@ -1,0 +1,79 @@
+import subprocess
+import sys
+
+import pytest
+
+from tfface import cli
+
+
+def test_help_imports_nothing_heavy():
+    script = (
+        "import sys\nfrom tfface import cli\n"
+        "try: cli.main(['--help'])\nexcept SystemExit: pass\n"
+        "heavy = {'tensorflow', 'keras', 'numpy', 'cv2', 'jax'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "VERB" in result.stdout
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_verb_has_help_with_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([verb, "--help"])
+    assert stop.value.code == 0
+    assert f"example: tfface {verb}" in " ".join(capsys.readouterr().out.split())
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_every_example_parses(verb):
+    example = cli.VERBS[verb][3].split()[1:]
+    options = cli._parser().parse_args(example)
+    assert options.run is cli.VERBS[verb][1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["build", "nothing"],
+            "Unknown data set. Expected one of: lfw_pairs, synthetic_faces, utkface. Received: nothing.",
+        ),
+        (["build", "utkface", "--manual-dir", "/no/such/folder"], "--manual-dir must be a folder"),
+        (["train", "nothing"], "Unknown recipe. Expected one of: arg."),
+        (["train", "arg", "--set", "epoch=3"], "Did you mean epochs? Valid fields: age, "),
+        (["train", "arg", "--variant", "nothing"], "Valid variants: bins"),
+        (["train", "arg", "--data", "no_such_set"], "Build it first"),
+        (["evaluate", "/no/such/run"], "No run is in /no/such/run"),
+        (["weights", "fetch", "nothing"], "Unknown pretrained file"),
+        (["predict", "/no/such/photo.jpg", "--model", "/no/such/run"], "No model /no/such/run"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_two(words, said, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(words) == 2
+    error = capsys.readouterr().err.strip()
+    assert said in error
+    assert error.startswith("tfface: ")
+    assert "\n" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_files_leave_no_data_set(tmp_path, capsys):
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "holiday.jpg").write_bytes(b"x")
+    words = ["build", "utkface", "--manual-dir", str(tmp_path / "files"), "--data-dir", str(tmp_path / "data")]
+    assert cli.main(words) == 2
+    assert "no photo of UTKFace" in capsys.readouterr().err
+    assert not list((tmp_path / "data").rglob("*.tfrecord*"))
+    assert not list((tmp_path / "data").rglob("incomplete*"))
+
+
+def test_ctrl_c_is_said(monkeypatch, capsys):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.VERBS, "doctor", ("help", stop, lambda _: None, "tfface doctor"))
+    assert cli.main(["doctor"]) == 130
+    assert "run the same command again" in capsys.readouterr().err

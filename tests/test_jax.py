@@ -1,0 +1,59 @@
+"""Models, layers, losses, metrics and optimizers on Keras' JAX backend, in a process of its own."""
+
+import os
+import subprocess
+import sys
+
+CHECK = """
+import sys
+import keras, numpy as np
+from tfface.losses import AgeDistributionLoss
+from tfface.metrics import MeanAgeError
+from tfface.models import MODELS
+from tfface.optimizers import DiscriminativeAdam
+
+assert keras.backend.backend() == "jax"
+truth, said = np.array([[0.0, 1.0, 0.0]], "float32"), np.array([[0.2, 0.5, 0.3]], "float32")
+assert abs(float(AgeDistributionLoss([10, 20, 30])(truth, said)) - 0.793147) < 1e-5
+metric = MeanAgeError([10, 20, 30])
+metric.update_state(truth, said)
+assert abs(float(metric.result()) - 1.0) < 1e-5
+rng = np.random.default_rng(0)
+for name, build in MODELS.items():
+    keras.utils.set_random_seed(0)
+    model = build()
+    images = rng.uniform(0, 255, (2, *model.input_shape[1:])).astype("float32")
+    outputs = model.output if isinstance(model.output, dict) else {"output": model.output}
+    targets = {key: np.full((2, *value.shape[1:]), 1 / value.shape[-1], "float32") for key, value in outputs.items()}
+    targets = targets if isinstance(model.output, dict) else targets["output"]
+    low = model.layers[2].name
+    before = np.asarray(model.layers[2].weights[0])
+    model.compile(DiscriminativeAdam(1e-3, factors={low: 0.0}), "mse", run_eagerly=True, jit_compile=False)
+    history = model.fit(images, targets, batch_size=2, verbose=0)
+    assert np.isfinite(history.history["loss"][0]), name
+    np.testing.assert_array_equal(np.asarray(model.layers[2].weights[0]), before)
+    model.save(sys.argv[1] + f"/{name}.keras")
+    print(name, "ok")
+"""
+
+
+def test_networks_train_on_jax_and_load_under_tensorflow(tmp_path):
+    import keras
+    import numpy as np
+
+    from tfface.models import MODELS
+
+    result = subprocess.run(
+        [sys.executable, "-c", CHECK, str(tmp_path)],
+        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    for name in MODELS:
+        model = keras.saving.load_model(tmp_path / f"{name}.keras", compile=False)
+        outputs = model(np.zeros((1, *model.input_shape[1:]), "float32"))
+        for values in outputs.values() if isinstance(outputs, dict) else [outputs]:
+            assert np.isfinite(np.asarray(values)).all()

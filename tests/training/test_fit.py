@@ -1,0 +1,133 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+
+from tfface import recipes
+from tfface.data.pipeline import epoch_order, repeats
+from tfface.errors import UserError
+from tfface.training.callbacks import Recorder
+from tfface.training.fit import device_name, fit
+from tfface.training.run import Run, split_at
+
+
+def weights_of(run):
+    model = keras.saving.load_model(run.trained_file, compile=False)
+    return [np.asarray(weight) for weight in model.weights]
+
+
+def figures_of(run):
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in run.history()]
+
+
+def test_it_learns(tiny_run):
+    rows = tiny_run.history()
+    assert len(rows) == 4
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["gender_accuracy"] > 0.8
+    metrics = json.loads((tiny_run.folder / "metrics.json").read_text())["test"]
+    assert metrics["n"] == 120
+    assert metrics["tasks"]["gender"]["accuracy"]["value"] > 0.8
+
+
+@pytest.mark.parametrize("moment", ["between epochs", "before the state", "in an epoch"])
+def test_a_killed_run_ends_as_an_unbroken_one(moment, tiny_run, tiny_recipe, data_dir, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    original = Recorder.on_epoch_end
+
+    def on_epoch_end(self, epoch, logs=None):
+        if epoch == 2 and moment == "before the state":
+            monkeypatch.setattr(Run, "save_state", lambda *_: (_ for _ in ()).throw(Killed))
+        original(self, epoch, logs)
+        if epoch == 1 and moment == "between epochs":
+            raise Killed
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if len(self.history) == 2 and batch == 3 and moment == "in an epoch":
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        monkeypatch = patch
+        patch.setattr(Recorder, "on_epoch_end", on_epoch_end)
+        patch.setattr(Recorder, "on_train_batch_begin", on_train_batch_begin)
+        with pytest.raises(Killed):
+            fit(tiny_recipe, tmp_path / "run", data_dir, verbose=0)
+    assert len(Run(tmp_path / "run").history()) == 2
+    assert not Run(tmp_path / "run").done
+    resumed = fit(tiny_recipe, tmp_path / "run", data_dir, verbose=0)
+    assert figures_of(resumed) == figures_of(tiny_run)
+    for mine, other in zip(weights_of(resumed), weights_of(tiny_run), strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_a_run_that_is_done_is_left_alone(tiny_run, tiny_recipe, data_dir):
+    before = tiny_run.trained_file.stat().st_mtime_ns
+    fit(tiny_recipe, tiny_run.folder, data_dir, verbose=0)
+    assert tiny_run.trained_file.stat().st_mtime_ns == before
+
+
+def test_other_choices_in_the_folder_are_refused(tiny_run, tiny_recipe, data_dir):
+    with pytest.raises(UserError, match=r"learning_rate was 0.001, is 0.5"):
+        fit(tiny_recipe.changed(learning_rate=0.5), tiny_run.folder, data_dir, verbose=0)
+
+
+def test_a_damaged_state_is_said(tiny_run, tiny_recipe, data_dir, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.json").write_bytes(tiny_run.config_file.read_bytes())
+    (folder / "state.npz").write_bytes(tiny_run.state_file.read_bytes()[:5000])
+    with pytest.raises(UserError, match="damaged"):
+        fit(tiny_recipe, folder, data_dir, verbose=0)
+
+
+def test_a_data_set_that_is_not_prepared(tiny_recipe, tmp_path):
+    with pytest.raises(UserError, match="tfface build"):
+        fit(tiny_recipe, tmp_path / "run", tmp_path, verbose=0)
+
+
+def test_a_gpu_that_is_not_there_is_an_error():
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(UserError, match="A GPU was asked for"):
+        device_name("gpu")
+    assert device_name("auto") == device_name("cpu") == "cpu"
+
+
+def test_training_from_pixels(home, data_dir, tmp_path):
+    """One epoch of the whole network, small: the same loop, nothing frozen."""
+    recipe = recipes.load(
+        "arg", "finetune", ["image_size=(80, 80)", "epochs=1", "batch_size=70", "schedule_scale=1.0"]
+    ).changed(data="synthetic_faces/small", test_mirror=False)
+    run = fit(recipe, tmp_path / "run", data_dir, verbose=0)
+    assert np.isfinite(run.history()[0]["val_loss"])
+    assert run.model().count_params() > 22_000_000
+
+
+def test_a_cut_model_is_the_model():
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(3, name="low")(inputs)
+    y = keras.layers.Dense(2, name="side")(inputs)
+    model = keras.Model(inputs, keras.layers.Dense(1, name="high")(x))
+    lower, upper = split_at(model, "low")
+    values = np.random.default_rng(0).normal(size=(5, 4)).astype("float32")
+    np.testing.assert_allclose(upper(lower(values)), model(values), atol=1e-6)
+    with pytest.raises(UserError, match="must name a layer"):
+        split_at(model, "absent")
+    crossed = keras.Model(inputs, keras.layers.Concatenate()([x, y]))
+    with pytest.raises(UserError, match="other branches pass by"):
+        split_at(crossed, "low")
+
+
+def test_oversampling_counts_and_order():
+    labels = {"race": np.array([0, 1, 4]), "gender": np.array([0, 1, 1])}
+    counts = repeats(labels, {"race": (1, 2, 3, 3, 4), "gender": (1, 2)})
+    assert counts.tolist() == [1, 4, 8]
+    order = epoch_order(counts, seed=3, epoch=5)
+    assert np.bincount(order).tolist() == [1, 4, 8]
+    assert order.tolist() == epoch_order(counts, seed=3, epoch=5).tolist()
+    assert order.tolist() != epoch_order(counts, seed=3, epoch=6).tolist()
