@@ -110,9 +110,9 @@ def _reproduce(options):
 
 
 def _predict(options):
-    from tfface import commands
+    from tfface.serving.predict import predict_photos
 
-    return commands.predict(options.photos, options.model, options.detector, options.out, options.to)
+    return predict_photos(options.photos, options.model, options.detector, options.out, options.to)
 
 
 def _export(options):

@@ -138,7 +138,10 @@ class ARG(Recipe):
 
     def model(self):
         """Inception-ResNet-v1 with FaceNet's weights, a fresh bottleneck and the heads."""
-        return arg(self.tasks(), (*self.image_size, 3), self.bottleneck_width, self.dropout_rate, self.depths)
+        try:
+            return arg(self.tasks(), (*self.image_size, 3), self.bottleneck_width, self.dropout_rate, self.depths)
+        except ValueError as error:
+            raise UserError(str(error)) from error
 
     def optimizer(self, model, steps):
         """Adam; the learning rate drops by a tenth every 4,000 steps of the full schedule (the authors' code).

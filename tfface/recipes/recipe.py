@@ -1,4 +1,4 @@
-"""What every recipe has: the choices of one paper as plain values, its network, its optimizer, its published figures."""
+"""What every recipe has: the choices of one paper as plain values, its network, its optimizer, published figures."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class Recipe:
         raise NotImplementedError
 
     def optimizer(self, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
-        """A fresh optimizer with the paper's schedule, for a training of `model` (or a part of it) over `steps` steps."""
+        """A fresh optimizer with the paper's schedule, for training `model` (or a part of it) over `steps` steps."""
         raise NotImplementedError
 
     def search_space(self, trial) -> dict:

@@ -41,8 +41,8 @@ def export_saved_model(run: Run, folder: str | Path) -> Path:
     """
     if keras.backend.backend() != "tensorflow":
         raise UserError(
-            f"A SavedModel is written by Keras' TensorFlow backend, received {keras.backend.backend()}. Unset KERAS_BACKEND: "
-            "a model trained on another backend loads under it."
+            f"A SavedModel is written by Keras' TensorFlow backend, received {keras.backend.backend()}. "
+            "Unset KERAS_BACKEND: a model trained on another backend loads under it."
         )
     recipe, model = run.recipe(), run.model()
     archive = keras.export.ExportArchive()

@@ -108,8 +108,8 @@ class Predictor:
         self.landmarks = run.config()["data"].get("landmarks")
         if not self.landmarks:
             raise UserError(
-                f"{run.folder} was trained on {run.config()['data']['name']}, which does not say where its crops have eyes, "
-                "nose and mouth (metadata 'landmarks' of its builder), so faces in photos cannot be aligned to them."
+                f"{run.folder} was trained on {run.config()['data']['name']}, which does not say where its crops have "
+                "eyes, nose and mouth (metadata 'landmarks' of its builder), so faces in photos cannot be aligned to them."
             )
         self.tasks: tuple[Task, ...] = self.recipe.tasks()
         self.model = run.model()

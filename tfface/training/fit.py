@@ -80,8 +80,8 @@ def device_name(device: str = "auto") -> str:
         ]
     if device == "gpu" and not found:
         raise UserError(
-            f"A GPU was asked for, but Keras' {keras.backend.backend()} backend sees none. Install the backend's GPU build "
-            "(`pip install tensorflow[and-cuda]` or `jax[cuda]`), check `tfface doctor`, or say --device cpu."
+            f"A GPU was asked for, but Keras' {keras.backend.backend()} backend sees none. "
+            "Install the backend's GPU build (`pip install tensorflow[and-cuda]` or `jax[cuda]`), check `tfface doctor`, or say --device cpu."
         )
     return found[0] if found and device != "cpu" else "cpu"
 

@@ -200,6 +200,7 @@ def split_at(model: keras.Model, name: str) -> tuple[keras.Model, keras.Model]:
         upper = keras.Model(tensor, model.output, name=f"{model.name}_upper")
     except ValueError as error:
         raise UserError(
-            f"{model.name} cannot be cut after {name}: other branches pass by it. Choose a layer that all of them meet in."
+            f"{model.name} cannot be cut after {name}: other branches pass by it. "
+            "Choose a layer that all of them meet in."
         ) from error
     return keras.Model(model.input, tensor, name=f"{model.name}_lower"), upper

@@ -1,0 +1,117 @@
+"""Predict the faces of many photos: pictures, JSON and CSV, in bounded memory; what cannot be read is said, never skipped."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import sys
+from pathlib import Path
+
+from tfface import files
+from tfface.errors import UserError
+
+PHOTOS_AT_ONCE = 8
+
+
+def predict_photos(paths, model="arg", detector="mtcnn", out=("picture",), to="predictions") -> int:
+    """Predict the attributes of every face in photos; a photo that cannot be read is said and the rest goes on.
+
+    Args:
+        paths: photos, folders or globs.
+        model: a run's folder or a shipped model.
+        detector: name of a detector.
+        out: any of "picture" (an annotated JPEG for each photo), "json", "csv" (one file each).
+        to: folder of the results.
+
+    Returns:
+        Exit code: 0 every photo gave faces, 1 some photo has no face, 2 some photo could not be read.
+    """
+    import cv2
+    from tqdm import tqdm
+
+    from tfface.data.pipeline import in_groups
+    from tfface.faces.draw import annotate
+    from tfface.faces.photos import find_photos, read_photo
+    from tfface.serving.predictor import Predictor
+
+    predictor = Predictor(model, detector)
+    to = Path(to)
+    seen = broken = empty = faces_found = 0
+
+    def readable(bar):
+        nonlocal seen, broken
+        for named in paths:
+            try:
+                photos = find_photos([named])
+                for path in photos:
+                    seen += 1
+                    bar.update()
+                    try:
+                        yield path, read_photo(path)
+                    except UserError as error:
+                        broken += 1
+                        bar.write(f"tfface: {error}", file=sys.stderr)
+            except UserError as error:  # no such path, or an empty folder: the other paths go on
+                broken += 1
+                bar.write(f"tfface: {error}", file=sys.stderr)
+
+    with contextlib.ExitStack() as stack:
+        bar = stack.enter_context(tqdm(unit=" photos", leave=False))
+        writers = []
+        if "json" in out:
+            writers.append(_json_writer(stack.enter_context(_text_aside(to / "predictions.json")), stack))
+        if "csv" in out:
+            writers.append(_csv_writer(stack.enter_context(_text_aside(to / "predictions.csv"))))
+        for group in in_groups(readable(bar), PHOTOS_AT_ONCE):
+            for (path, photo), faces in zip(group, predictor([photo for _, photo in group]), strict=True):
+                faces_found += len(faces)
+                if not faces:
+                    empty += 1
+                    bar.write(f"tfface: no face was found in {path}", file=sys.stderr)
+                for write in writers:
+                    write(path, faces)
+                if "picture" in out and faces:
+                    picture = annotate(photo, [face.box for face in faces], [face.caption() for face in faces])
+                    with files.written_aside(to / f"{path.stem}-faces.jpg") as aside:
+                        cv2.imwrite(str(aside), picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+    said = [f"{seen} photos", f"{faces_found} faces"]
+    said += [f"{empty} without a face"] * bool(empty) + [f"{broken} could not be read"] * bool(broken)
+    print(f"{', '.join(said)}; results in {to}", flush=True)
+    return 2 if broken else 1 if empty else 0
+
+
+@contextlib.contextmanager
+def _text_aside(path: Path):
+    with files.written_aside(path) as aside, open(aside, "w", newline="") as stream:
+        yield stream
+
+
+def _json_writer(stream, stack):
+    separator = "[\n"
+
+    def write(path, faces):
+        nonlocal separator
+        stream.write(separator + json.dumps({"photo": str(path), "faces": [face.to_json() for face in faces]}))
+        separator = ",\n"
+
+    stack.callback(lambda: stream.write("\n]\n" if separator == ",\n" else "[]\n"))
+    return write
+
+
+def _csv_writer(stream):
+    table = None
+
+    def write(path, faces):
+        nonlocal table
+        for face in faces:
+            row = {"photo": path, **dict(zip(("x0", "y0", "x1", "y1"), face.to_json()["box"], strict=True))}
+            row |= {key: value for key, value in face.to_json().items() if key not in ("box", "probabilities")}
+            for task, classes in face.to_json()["probabilities"].items():
+                row |= {f"{task}: {name}": value for name, value in classes.items()}
+            if table is None:
+                table = csv.DictWriter(stream, row)
+                table.writeheader()
+            table.writerow(row)
+
+    return write
