@@ -60,9 +60,15 @@ def _recipe(options):
 
 
 def _folder(options, recipe):
+    from pathlib import Path
+
     from tfface.commands import run_folder
 
-    return options.out or run_folder(recipe, options.variant, options.data or (recipe.data if options.tiny else ""))
+    return (
+        Path(options.out)
+        if options.out
+        else run_folder(recipe, options.variant, options.data or (recipe.data if options.tiny else ""))
+    )
 
 
 def _train(options):

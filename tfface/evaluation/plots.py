@@ -78,7 +78,7 @@ _STYLE = {
 }
 
 
-def _styled(draw):
+def styled(draw):
     @functools.wraps(draw)
     def drawn(*args, **settings) -> Figure:
         with matplotlib.rc_context(_STYLE):
@@ -127,7 +127,7 @@ def _write(axes, x, y, text, ink, size, **settings) -> None:
     axes.text(x, y, text, ha="center", va="center", color=ink, size=size, in_layout=False, **settings)
 
 
-@_styled
+@styled
 def confusion(task: Mapping) -> Figure:
     """Confusion matrix: rows are the truth, each shaded and written as a share of its row, with counts.
 
@@ -163,7 +163,7 @@ def confusion(task: Mapping) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def reliability(task: Mapping) -> Figure:
     """Reliability diagram: accuracy against confidence with intervals, and how often each confidence was
     said.
@@ -196,7 +196,7 @@ def reliability(task: Mapping) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def within_years(age: Mapping, published: Mapping[str, Mapping[int, float]] | None = None) -> Figure:
     """Share of faces whose predicted age is at most k years off, for k from 0 to 20.
 
@@ -223,7 +223,7 @@ def within_years(age: Mapping, published: Mapping[str, Mapping[int, float]] | No
     return figure
 
 
-@_styled
+@styled
 def age_density(truth, predicted) -> Figure:
     """Predicted against true age, as a density, with the median and the 10th to 90th percentile.
 
@@ -268,7 +268,7 @@ def age_density(truth, predicted) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def age_decades(age: Mapping) -> Figure:
     """Mean absolute error and mean signed error of each decade of true age, with intervals from ten faces on.
 
@@ -297,7 +297,7 @@ def age_decades(age: Mapping) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def spread_coverage(age: Mapping) -> Figure:
     """How often the interval that a model claims around its age holds the truth.
 
@@ -320,7 +320,7 @@ def spread_coverage(age: Mapping) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def groups(fairness: Mapping, names: Sequence[str] | None = None) -> Figure:
     """Every figure of every group as a dot with its interval; hollow where the group is too small to judge.
 
@@ -386,7 +386,7 @@ def groups(fairness: Mapping, names: Sequence[str] | None = None) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def cells(fairness: Mapping, name: str, figure_name: str) -> Figure:
     """One figure over all cells of two or three attributes; the last runs across, grey cells are too small.
 
@@ -427,7 +427,7 @@ def cells(fairness: Mapping, name: str, figure_name: str) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def training_curves(history: Sequence[Mapping]) -> Figure:
     """Every number of a training history against the epoch: training and validation in one panel.
 
@@ -464,7 +464,7 @@ def training_curves(history: Sequence[Mapping]) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 6) -> Figure:
     """Pictures with a caption under each, such as the worst mistakes.
 

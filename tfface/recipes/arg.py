@@ -32,7 +32,7 @@ AGE_TASKS = {
 
 YEARS = {
     "age": "distribution",
-    "gender_weight": 1.0,
+    "gender_weight": 3.0,
     "race_weight": 1.0,
     "age_weight": 1.0,
     "depths": ("Mixed_7a", "Block8_6_ScaleSum"),
@@ -97,6 +97,16 @@ class ARG(Recipe):
         "years": YEARS,
         # As "years", on the features of the last layer alone, as the poster has them.
         "last": {**YEARS, "depths": ("Block8_6_ScaleSum",)},
+        # As "years", but the last six blocks (Block8_1 to Block8_6) learn too, from cached inputs.
+        "tail": {
+            **YEARS,
+            "train_from": "Mixed_7a",
+            "backbone_factor": 1.0,
+            "learning_rate": 1e-4,
+            "dropout_rate": 0.5,
+            "batch_size": 64,
+            "schedule_scale": 0.04,
+        },
         # Everything learns, from pixels: for a GPU, or days on a CPU.
         "finetune": {
             **YEARS,
@@ -139,9 +149,15 @@ class ARG(Recipe):
     def model(self):
         """Inception-ResNet-v1 with FaceNet's weights, a fresh bottleneck and the heads."""
         try:
-            return arg(self.tasks(), (*self.image_size, 3), self.bottleneck_width, self.dropout_rate, self.depths)
+            model = arg(self.tasks(), (*self.image_size, 3), self.bottleneck_width, self.dropout_rate, self.depths)
         except ValueError as error:
             raise UserError(str(error)) from error
+        # Where the backbone is trained, its batch norms keep the statistics of millions of faces: those of a few
+        # thousand steps on another set would lag behind and swing.
+        for layer in model.layers[: [layer.name for layer in model.layers].index(FEATURES)]:
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.trainable = False
+        return model
 
     def optimizer(self, model, steps):
         """Adam; the learning rate drops by a tenth every 4,000 steps of the full schedule (the authors' code).

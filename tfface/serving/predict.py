@@ -1,4 +1,4 @@
-"""Predict the faces of many photos: pictures, JSON and CSV, in bounded memory; what cannot be read is said, never skipped."""
+"""Predict the faces of many photos in bounded memory: pictures, JSON and CSV; what cannot be read is said."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ class Predictor:
         if not self.landmarks:
             raise UserError(
                 f"{run.folder} was trained on {run.config()['data']['name']}, which does not say where its crops have "
-                "eyes, nose and mouth (metadata 'landmarks' of its builder), so faces in photos cannot be aligned to them."
+                "eyes, nose and mouth (metadata 'landmarks' of its builder): faces in photos cannot be aligned to them."
             )
         self.tasks: tuple[Task, ...] = self.recipe.tasks()
         self.model = run.model()

@@ -21,9 +21,13 @@ PART = 512  # images a part file: what is lost at most when the work is killed
 
 def model_fingerprint(model: keras.Model) -> str:
     """Hexadecimal digest of a model's graph and weights."""
-    # The layers alone: the same network under another name is the same network.
-    digest = hashlib.sha256(json.dumps(model.get_config()["layers"], sort_keys=True, default=str).encode())
-    for variable in model.weights:
+    # The layers alone: the same network under another name, or with other layers frozen, gives the same outputs.
+    layers = [
+        {**layer, "config": {key: value for key, value in layer["config"].items() if key != "trainable"}}
+        for layer in model.get_config()["layers"]
+    ]
+    digest = hashlib.sha256(json.dumps(layers, sort_keys=True, default=str).encode())
+    for variable in sorted(model.weights, key=lambda variable: variable.path):
         digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes())
     return digest.hexdigest()[:16]
 

@@ -80,8 +80,9 @@ def device_name(device: str = "auto") -> str:
         ]
     if device == "gpu" and not found:
         raise UserError(
-            f"A GPU was asked for, but Keras' {keras.backend.backend()} backend sees none. "
-            "Install the backend's GPU build (`pip install tensorflow[and-cuda]` or `jax[cuda]`), check `tfface doctor`, or say --device cpu."
+            f"A GPU was asked for, but the {keras.backend.backend()} backend sees none. "
+            "Install the backend's GPU build (`pip install tensorflow[and-cuda]` or `jax[cuda]`), check `tfface doctor`, "
+            "or say --device cpu."
         )
     return found[0] if found and device != "cpu" else "cpu"
 
@@ -128,9 +129,7 @@ def fit(
     if recipe.train_from:
         lower, model = split_at(model, recipe.train_from)
         features = {
-            split: cached_features(
-                lower, builder, split, recipe.image_size, views, bfloat16=bfloat16, progress=verbose > 0
-            )
+            split: cached_features(lower, builder, split, recipe.image_size, views, bfloat16=bfloat16)
             for split, views in (("train", recipe.views), ("validation", recipe.test_views))
         }
     labels = {split: pipeline.label_arrays(builder, split) for split in ("train", "validation")}

@@ -132,7 +132,7 @@ def score(predictions: Predictions) -> float:
         predictions: of the validation split; both constants are taken from its truth.
 
     Returns:
-        0 for a model that has learnt nothing, 1 for one that is always right.
+        0 for a model that has learnt nothing, 1 for one that is always right, below 0 for one that constants beat.
     """
     skills = []
     for task, probabilities in predictions.probabilities.items():
@@ -277,11 +277,10 @@ def _page(trials: Sequence[FrozenTrial], recipe: Recipe, folder: Path, info) -> 
             "The best",
             [
                 Text(
-                    f"Trial {best.number}. The best of many trials was picked by its luck too, so its figures here are "
-                    "too good. Before believing in them train it with several seeds: `tfface reproduce` with the "
-                    "options of the sweep and"
+                    f"Trial {best.number}. The best of several trials owes a part of its lead to luck. Before it is "
+                    "believed, train it with other seeds: `tfface reproduce` with the options of the sweep and"
                 ),
-                Code(" ".join(f"--set {name}={value}" for name, value in changes.items())),
+                Code(" \\\n".join(f"--set {name}={value}" for name, value in changes.items())),
                 Picture("history", "Score of each trial, and the best so far.", partial(score_history, trials)),
             ],
         ),
@@ -326,7 +325,7 @@ def _page(trials: Sequence[FrozenTrial], recipe: Recipe, folder: Path, info) -> 
     )
 
 
-@plots._styled
+@plots.styled
 def score_history(trials: Sequence[FrozenTrial]) -> Figure:
     """Score of each trial in their order, and the best so far.
 
@@ -347,7 +346,7 @@ def score_history(trials: Sequence[FrozenTrial]) -> Figure:
     return figure
 
 
-@plots._styled
+@plots.styled
 def score_by_field(trials: Sequence[FrozenTrial]) -> Figure:
     """Score against each searched field, a panel each, on one scale of scores.
 
