@@ -80,9 +80,9 @@ def device_name(device: str = "auto") -> str:
         ]
     if device == "gpu" and not found:
         raise UserError(
-            f"A GPU was asked for, but the {keras.backend.backend()} backend sees none. "
-            "Install the backend's GPU build (`pip install tensorflow[and-cuda]` or `jax[cuda]`), check `tfface doctor`, "
-            "or say --device cpu."
+            f"A GPU was asked for, but {keras.backend.backend()} sees none. "
+            "Install the backend's GPU build (`pip install tensorflow[and-cuda]` or `jax[cuda]`), check "
+            "`tfface doctor`, or say --device cpu."
         )
     return found[0] if found and device != "cpu" else "cpu"
 
