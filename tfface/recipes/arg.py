@@ -101,10 +101,8 @@ class ARG(Recipe):
         "tail": {
             **YEARS,
             "train_from": "Mixed_7a",
-            "backbone_factor": 1.0,
-            "learning_rate": 1e-4,
-            "dropout_rate": 0.5,
-            "batch_size": 64,
+            "backbone_factor": 0.1,
+            "batch_size": 128,
             "schedule_scale": 0.04,
         },
         # Everything learns, from pixels: for a GPU, or days on a CPU.
