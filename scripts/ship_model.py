@@ -10,6 +10,7 @@ import zipfile
 from pathlib import Path
 
 import h5py
+import keras
 import numpy as np
 
 from tfface import files
@@ -86,9 +87,11 @@ def main():
 
 def shrink(source: Path, target: Path):
     """Copy a .keras file with its weights rounded to half precision's mantissa and its members compressed."""
+    plain = target.with_name("plain.keras")
+    keras.saving.load_model(source, compile=False).save(plain)
     with (
         files.written_aside(target) as aside,
-        zipfile.ZipFile(source) as old,
+        zipfile.ZipFile(plain) as old,
         zipfile.ZipFile(aside, "w") as new,
     ):
         for name in old.namelist():
@@ -97,6 +100,7 @@ def shrink(source: Path, target: Path):
                 data = rounded(data)
             # A fixed date: the same run gives the same bytes.
             new.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED, 9)
+    plain.unlink()
 
 
 def rounded(data: bytes) -> bytes:

@@ -57,7 +57,7 @@ def predict_photos(paths, model="arg", detector="mtcnn", out=("picture",), to="p
                 bar.write(f"tfface: {error}", file=sys.stderr)
 
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(tqdm(unit=" photos", leave=False))
+        bar = stack.enter_context(tqdm(unit=" photos", leave=False, disable=None))
         writers = []
         if "json" in out:
             writers.append(_json_writer(stack.enter_context(_text_aside(to / "predictions.json")), stack))

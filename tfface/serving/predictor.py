@@ -113,7 +113,10 @@ class Predictor:
             )
         self.tasks: tuple[Task, ...] = self.recipe.tasks()
         self.model = run.model()
-        self.detector = load_detector(detector) if isinstance(detector, str) else detector
+        if isinstance(detector, str):
+            # A stray detection costs a reader more than a missed blur: MTCNN's own 0.8 lets some through.
+            detector = load_detector(detector, **({"score_threshold": 0.9} if detector == "mtcnn" else {}))
+        self.detector = detector
         self.batch_size = batch_size
 
     def __call__(self, photos: Sequence[np.ndarray]) -> list[list[FaceAttributes]]:

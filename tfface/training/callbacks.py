@@ -38,8 +38,10 @@ class Recorder(keras.callbacks.Callback):
             raise FloatingPointError(f"Epoch {epoch} ended with NaN: {row}")
         row = {"epoch": epoch, **row, "seconds": round(time.monotonic() - self.started, 3)}
         if not self.history or row[self.monitor] < min(past[self.monitor] for past in self.history):
+            # A model around the same layers that was never compiled: the optimizer's state stays out of the file.
+            bare = keras.Model(self.model.input, self.model.output, name=self.model.name)
             with files.written_aside(self.run.trained_file) as aside:
-                self.model.save(aside, include_optimizer=False)
+                bare.save(aside)
         self.history.append(row)
         self.run.save_state(self.model, self.history)
         self.model.stop_training = self.exhausted()
