@@ -27,8 +27,8 @@ on first use and verified. Made by
 
 and `python scripts/ship_model.py`. SHA-256 of trained.keras: `{sha256}`.
 
-- **Learnt from:** {data}, {counts}. Identical files are on one side of the split only; files whose copies carry
-  conflicting labels were left out.
+- **Learnt from:** {data}, {counts}.
+  Identical files are on one side of the split only; files whose copies carry conflicting labels were left out.
 - **Labels:** age, gender and race as annotators perceived them in a photo, in the data set's coarse, binary classes.
 - **Input:** a face aligned by five landmarks to UTKFace's tight crop, 160x160 RGB (`tfface predict` does it).
 - **Output:** probabilities of gender (2) and race (5), a distribution over ages 0 to 116 with its mean and spread.
@@ -51,8 +51,8 @@ Mean and standard deviation over seeds of the same recipe stand in the README of
 """
 
 LIMITS = (
-    "children and people over 70 are judged worst by years, the class Others is recognised least, and crops that are "
-    "not aligned as above are judged worse than measured here"
+    "the gender of children under six is often wrong, years are furthest off for people over 62, the class Others is\n"
+    "  seldom recognised (see the tables), and crops that are not aligned as above are judged worse than measured here."
 )
 
 
