@@ -3,6 +3,7 @@ and the noise depend on the seed and the epoch alone, so that a resumed run sees
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -107,8 +108,10 @@ def image_batches(builder, split: str, recipe: Recipe, first_epoch: int) -> tf.d
         examples = shuffled.enumerate().map(lambda i, row: prepare(epoch, i, row), num_parallel_calls=4)
         return examples.batch(size, drop_remainder=True).take(steps)
 
-    epochs = tf.data.Dataset.range(first_epoch, recipe.run_epochs)
-    return epochs.flat_map(one_epoch).prefetch(2)
+    # One pipeline after the other, rather than a flat_map over epochs: `shuffle` takes a tensor as its seed only where
+    # TensorFlow's global seed is not 0.
+    epochs = map(one_epoch, range(first_epoch, recipe.run_epochs))
+    return functools.reduce(tf.data.Dataset.concatenate, epochs).prefetch(2)
 
 
 def evaluation_images(builder, split: str, recipe: Recipe, view: pipeline.View, batch_size: int = 64):
