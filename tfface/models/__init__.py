@@ -11,11 +11,11 @@ def _arg():
         tasks.classification("race", labels.UTKFACE_RACES),
         tasks.age_bins(),
     )
-    return arg(heads, input_shape=(96, 96, 3), weights=None)
+    return arg(heads, input_shape=(80, 80, 3), weights=None)
 
 
 MODELS = {
-    "inception_resnet_v1": lambda: inception_resnet_v1((96, 96, 3)),
+    "inception_resnet_v1": lambda: inception_resnet_v1((80, 80, 3)),
     "arg": _arg,
 }
 """Name -> a function of no arguments that builds the network small and with random weights, as the shared check of
