@@ -175,7 +175,7 @@ def report(folder, data_dir=None, command="") -> dict[str, Path]:
     builder = pipeline.open_dataset(recipe.data, data_dir)
     wanted = {int(index) for entries in worst.values() for index, _ in entries}
     images = {
-        index: pipeline.resize(pipeline.decode(example["image"], (160, 160)), (160, 160)).numpy().astype("uint8")
+        index: pipeline.decode(example["image"], (160, 160)).numpy().astype("uint8")
         for index, example in enumerate(pipeline.examples(builder, shown))
         if index in wanted
     }

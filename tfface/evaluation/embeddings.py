@@ -12,6 +12,7 @@ from tqdm import tqdm
 from tfface import files, weights
 from tfface.data import pipeline
 from tfface.faces import align
+from tfface.training.features import bfloat16_convolutions
 
 SIZE = 160
 
@@ -68,19 +69,16 @@ def _compute(builder, crop, mirror, bfloat16, keys):
 
     from tfface.models.inception_resnet_v1 import inception_resnet_v1
 
-    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": bfloat16})
     model = inception_resnet_v1(weights="facenet")
     without_face = []
     photos = (tf.io.decode_image(row["image"], channels=3).numpy() for row in pipeline.examples(builder, "test"))
     crops = _found(zip(keys, photos, strict=True), without_face) if crop == "mtcnn" else map(_centre, photos)
     parts = []
-    bar = tqdm(total=len(keys), unit="image", desc="embeddings")
-    for batch in map(np.stack, pipeline.in_groups(crops, 32)):
-        views = [batch, batch[:, :, ::-1]] if mirror else [batch]
-        parts.append(np.concatenate([model.predict_on_batch(view) for view in views], axis=1))
-        bar.update(len(batch))
-    bar.close()
-    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": False})
+    with bfloat16_convolutions(bfloat16), tqdm(total=len(keys), unit="image", desc="embeddings") as bar:
+        for batch in map(np.stack, pipeline.in_groups(crops, 32)):
+            views = [batch, batch[:, :, ::-1]] if mirror else [batch]
+            parts.append(np.concatenate([model.predict_on_batch(view) for view in views], axis=1))
+            bar.update(len(batch))
     return np.concatenate(parts).astype("float32"), without_face
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -30,6 +31,25 @@ def model_fingerprint(model: keras.Model) -> str:
     for variable in sorted(model.weights, key=lambda variable: variable.path):
         digest.update(np.ascontiguousarray(keras.ops.convert_to_numpy(variable)).tobytes())
     return digest.hexdigest()[:16]
+
+
+@contextlib.contextmanager
+def bfloat16_convolutions(on: bool):
+    """Let TensorFlow compute the graphs that are traced inside in bfloat16 where the processor can; off again after.
+
+    Args:
+        on: False leaves everything as it is; so does another Keras backend.
+    """
+    if not on or keras.backend.backend() != "tensorflow":
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": True})
+    try:
+        yield
+    finally:
+        tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": False})
 
 
 def cached_features(
@@ -77,8 +97,6 @@ def cached_features(
 
 
 def _compute(model, builder, split, size, view, batch_size, bfloat16, count, target: Path, progress):
-    import tensorflow as tf
-
     parts = target.with_suffix(".parts")
     parts.mkdir(parents=True, exist_ok=True)
 
@@ -97,9 +115,6 @@ def _compute(model, builder, split, size, view, batch_size, bfloat16, count, tar
         desc=f"features of {split}, zoom {view.zoom:g}{', mirrored' if view.mirror else ''}",
         disable=not progress,
     )
-    options = {"auto_mixed_precision_onednn_bfloat16": bfloat16}
-    if keras.backend.backend() == "tensorflow":
-        tf.config.optimizer.set_experimental_options(options)
 
     def outputs():
         for batch in batches:
@@ -112,15 +127,13 @@ def _compute(model, builder, split, size, view, batch_size, bfloat16, count, tar
             bar.update(valid)
 
     stream = outputs()
-    with bar:
+    with bfloat16_convolutions(bfloat16), bar:
         for part in itertools.count(done):
             rows = list(itertools.islice(stream, PART))
             if not rows:
                 break
             with files.written_aside(parts / f"{part:06d}.npy") as aside:
                 np.save(aside, np.stack(rows))
-    if keras.backend.backend() == "tensorflow":
-        tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": False})
     arrays = [np.load(path) for path in sorted(parts.glob("*.npy"))]
     total = sum(map(len, arrays))
     if total != count:
