@@ -1,5 +1,6 @@
 """Shared layers, in `keras.ops` only, so that they run on every Keras backend."""
 
+from tfface.layers.heads import task_head, task_heads
 from tfface.layers.standardize import StandardizeImage
 
-__all__ = ["StandardizeImage"]
+__all__ = ["StandardizeImage", "task_head", "task_heads"]

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
+from tfface.layers import task_heads
 from tfface.models.inception_resnet_v1 import inception_resnet_v1
 from tfface.tasks import Task
 
@@ -44,8 +45,6 @@ def arg(
     Raises:
         ValueError: no tasks, or an argument out of range.
     """
-    if not tasks:
-        raise ValueError("`tasks` must name at least one task. Received an empty sequence.")
     if bottleneck_width < 1:
         raise ValueError(f"`bottleneck_width` must be at least 1. Received: {bottleneck_width}")
     backbone = inception_resnet_v1(input_shape, weights=weights)
@@ -67,13 +66,4 @@ def heads(features, tasks: Sequence[Task], bottleneck_width: int, dropout_rate: 
     x = layers.BatchNormalization(name="bottleneck_norm")(x)
     x = layers.Activation("relu", name="bottleneck_activation")(x)
     x = layers.Dropout(dropout_rate, name="bottleneck_dropout")(x)
-    return {task.name: _head(x, task) for task in tasks}
-
-
-def _head(x, task):
-    if not task.classes:
-        # A start at a plausible age spares the first epochs the way from 0 to 35 years.
-        bias = keras.initializers.Constant(35.0) if task.is_age else "zeros"
-        return layers.Dense(task.width, bias_initializer=bias, dtype="float32", name=task.name)(x)
-    logits = layers.Dense(task.width, name=f"{task.name}_logits")(x)
-    return layers.Activation("softmax", dtype="float32", name=task.name)(logits)
+    return task_heads(x, tasks)

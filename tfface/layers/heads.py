@@ -1,0 +1,44 @@
+"""The last layers of every network that learns tasks: one output each, under the task's name."""
+
+from collections.abc import Sequence
+
+import keras
+from keras import layers
+
+from tfface.tasks import Task
+
+
+def task_heads(features, tasks: Sequence[Task]) -> dict:
+    """Put a head for each task on shared features.
+
+    Args:
+        features: `(batch, width)`.
+        tasks: what is learnt.
+
+    Returns:
+        Task's name -> output, as `task_head` gives it.
+
+    Raises:
+        ValueError: no tasks.
+    """
+    if not tasks:
+        raise ValueError("`tasks` must name at least one task. Received an empty sequence.")
+    return {task.name: task_head(features, task) for task in tasks}
+
+
+def task_head(features, task: Task):
+    """One task's output: class probabilities, or a number.
+
+    Args:
+        features: `(batch, width)`.
+        task: what is learnt.
+
+    Returns:
+        `(batch, task.width)` float32: probabilities where the task has classes, else the number itself.
+    """
+    if not task.classes:
+        # A start at a plausible age spares the first epochs the way from 0 to 35 years.
+        bias = keras.initializers.Constant(35.0) if task.is_age else "zeros"
+        return layers.Dense(task.width, bias_initializer=bias, dtype="float32", name=task.name)(features)
+    logits = layers.Dense(task.width, name=f"{task.name}_logits")(features)
+    return layers.Activation("softmax", dtype="float32", name=task.name)(logits)
