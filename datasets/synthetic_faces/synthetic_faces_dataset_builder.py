@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import itertools
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -69,26 +67,20 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         }
 
     def _generate_examples(self, first_identity, count):
-        pictures = ((first_identity + i // SHOTS, i % SHOTS) for i in range(count))
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            while batch := list(itertools.islice(pictures, 64)):  # bounded memory
-                for (identity, shot), face in zip(batch, pool.map(_draw, batch), strict=True):
-                    key = f"{identity:07d}_{shot}"
-                    yield (
-                        key,
-                        {
-                            "image": face.image,
-                            "age": face.age,
-                            "gender": face.gender,
-                            "race": face.race,
-                            "key": key,
-                            "identity": face.identity,
-                            "yaw": face.yaw,
-                            "landmarks": face.landmarks,
-                        },
-                    )
-
-
-def _draw(picture):
-    identity, shot = picture
-    return synthesize.face(shot, identity=identity)
+        pairs = [(first_identity + i // SHOTS, i % SHOTS) for i in range(count)]
+        # A few hundred are drawn before other processes would have started.
+        for (identity, shot), face in zip(pairs, synthesize.pictures(pairs, 1 if count < 500 else None), strict=True):
+            key = f"{identity:07d}_{shot}"
+            yield (
+                key,
+                {
+                    "image": face.image,
+                    "age": face.age,
+                    "gender": face.gender,
+                    "race": face.race,
+                    "key": key,
+                    "identity": face.identity,
+                    "yaw": face.yaw,
+                    "landmarks": face.landmarks,
+                },
+            )

@@ -214,17 +214,28 @@ def shape(features, coefficients):
     return (flat + _combine(coefficients, model["shape_components"])).reshape(-1, 3)
 
 
-def texture(features, coefficients, grain):
+def own_texture(coefficients):
+    """What sets the texture of one identity apart from the mean of its age, gender and group.
+
+    Args:
+        coefficients: (96,) of the texture components, standard normal over people.
+
+    Returns:
+        A vector over the domains, for `texture`.
+    """
+    return _combine(coefficients, load()["texture_components"])
+
+
+def texture(features, own, grain):
     """The colours of a face in the frame, (FRAME_HEIGHT, FRAME_WIDTH, 3) float32 RGB, grey levels, not clipped.
 
     Args:
         features: (34,), a row of `mean_features`.
-        coefficients: (96,) of the texture components, standard normal over people.
+        own: `own_texture` of the identity.
         grain: (FRAME_HEIGHT, FRAME_WIDTH) standard normal: the fine structure of the skin.
     """
     model = load()
-    vector = model["texture_mean"] + _combine(features * model["factors"], model["texture_effects"])
-    vector = vector + _combine(coefficients, model["texture_components"])
+    vector = model["texture_mean"] + _combine(features * model["factors"], model["texture_effects"]) + own
     pixels, blocks = model["domain"].sum(), model["chroma_domain"].sum()
     luma = np.zeros((FRAME_HEIGHT, FRAME_WIDTH), np.float32)
     luma[model["domain"]] = vector[:pixels]

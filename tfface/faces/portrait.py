@@ -79,7 +79,7 @@ class Person:
     gender: int
     group: int
     shape: np.ndarray  # coefficients of the shape components
-    texture: np.ndarray  # coefficients of the texture components
+    texture: np.ndarray  # its own part, `face_model.own_texture`
     tone: np.ndarray  # gains of the colour channels, (3,)
     hair: Hair
     grain: np.ndarray  # of the skin, standard normal

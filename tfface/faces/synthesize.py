@@ -8,8 +8,15 @@ streams keyed by them, sums run in a fixed order.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import functools
+import itertools
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
 
+import cv2
 import numpy as np
 
 from tfface.errors import UserError
@@ -81,6 +88,7 @@ def bounded_normal(rng, size, limit=1.8):
     return np.clip(rng.standard_normal(size), -limit, limit)
 
 
+@functools.lru_cache(maxsize=8)  # several pictures of one person tend to follow each other
 def _person(identity, age=None, gender=None, group=None):
     """The person of an identity; what is given replaces what would be drawn."""
     _check("identity", identity, 0, 2**63 - 1)
@@ -102,7 +110,7 @@ def _person(identity, age=None, gender=None, group=None):
         gender=gender,
         group=group,
         shape=SPREAD * bounded_normal(rng, len(model["shape_components"])),
-        texture=SPREAD * bounded_normal(rng, len(model["texture_components"])),
+        texture=face_model.own_texture(SPREAD * bounded_normal(rng, len(model["texture_components"]))),
         tone=np.exp(0.05 * rng.standard_normal() + 0.02 * rng.standard_normal(3)),
         grain=rng.standard_normal((face_model.FRAME_HEIGHT, face_model.FRAME_WIDTH), np.float32),
         hair=portrait.draw_hair(rng, age, gender, group),
@@ -202,6 +210,45 @@ def shots(identity, count, **fixed):
     """`count` pictures of one identity, one at a time."""
     for seed in range(count):
         yield face(seed, identity=identity, **fixed)
+
+
+CHUNK = 16
+"""Pictures that a process draws before it hands them over."""
+
+
+def pictures(pairs, processes=None):
+    """Pictures of many identities, drawn by several processes, one after the other in the order asked for.
+
+    Args:
+        pairs: (identity, seed) of each picture, any iterable.
+        processes: how many draw; one for each processor if None. With 1 no process is started.
+
+    Yields:
+        `face(seed, identity=identity)` for each pair. Only a few chunks are drawn ahead, so memory stays bounded.
+    """
+    processes = processes or os.cpu_count() or 1
+    if processes == 1:
+        yield from map(_picture, pairs)
+        return
+    # Threads would wait for each other: half of the drawing is Python's own. A forked process must not inherit
+    # TensorFlow's threads, so each starts afresh.
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), cv2.setNumThreads, (1,)) as pool:
+        pairs, ahead = iter(pairs), collections.deque()
+        while True:
+            while len(ahead) < 3 * processes and (chunk := list(itertools.islice(pairs, CHUNK))):
+                ahead.append(pool.submit(_chunk, chunk))
+            if not ahead:
+                return
+            yield from ahead.popleft().result()
+
+
+def _chunk(pairs):
+    return [_picture(pair) for pair in pairs]
+
+
+def _picture(pair):
+    identity, seed = pair
+    return face(seed, identity=identity)
 
 
 def photo(seed, count=5, size=(960, 540)):
