@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfface.losses import AgeDistributionLoss
+from tfface.losses import AgeDistributionLoss, FocalLoss
 from tfface.metrics import MeanAgeError
 
 TRUTH = np.array([[0.0, 1.0, 0.0]], "float32")
@@ -25,10 +25,25 @@ def test_age_distribution_loss_survives_a_probability_of_zero():
     assert np.isfinite(float(loss))
 
 
-def test_gradient_by_finite_differences():
+def test_focal_loss_by_hand():
+    # right: 0.25 * 0.5**2 * log 0.5 = -0.043322; others: 0.75 * (0.04 * log 0.8 + 0.09 * log 0.7) = -0.030770
+    assert float(FocalLoss()(TRUTH, SAID)) == pytest.approx(0.043322 + 0.030770, abs=1e-6)
+
+
+def test_focal_loss_without_focus_is_binary_crossentropy():
+    loss = FocalLoss(alpha=0.5, gamma=0.0)(TRUTH, SAID)
+    assert float(loss) == pytest.approx(0.5 * 3 * float(keras.losses.BinaryCrossentropy()(TRUTH, SAID)), abs=1e-6)
+
+
+def test_focal_loss_survives_certainty():
+    for said in ([1.0, 0.0, 0.0], [0.0, 1.0, 0.0]):
+        assert np.isfinite(float(FocalLoss()(TRUTH, np.array([said], "float32"))))
+
+
+@pytest.mark.parametrize("loss", [AgeDistributionLoss([10, 20, 30], expectation_weight=0.1), FocalLoss()])
+def test_gradient_by_finite_differences(loss):
     import tensorflow as tf
 
-    loss = AgeDistributionLoss([10, 20, 30], expectation_weight=0.1)
     said = tf.Variable(SAID)
     with tf.GradientTape() as tape:
         value = loss(TRUTH, said)

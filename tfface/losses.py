@@ -45,3 +45,33 @@ class AgeDistributionLoss(keras.losses.Loss):
             "years": self.years,
             "expectation_weight": self.expectation_weight,
         }
+
+
+@keras.saving.register_keras_serializable(package="tfface")
+class FocalLoss(keras.losses.Loss):
+    """Focal loss over classes, each of them taken as a yes-or-no question.
+
+    `loss = -sum_c alpha * y_c * (1 - p_c)**gamma * log p_c + (1 - alpha) * (1 - y_c) * p_c**gamma * log(1 - p_c)`
+
+    References: paper 1 (TCGF-ResNet), equation 4, which sums both terms over the classes; Lin et al., Focal Loss for
+    Dense Object Detection (ICCV 2017), equation 5.
+
+    Args:
+        alpha: weight of the class that is right, in (0, 1); the others have 1 - alpha.
+        gamma: how much what is sure already counts less, >= 0.
+
+    Inputs: `y_true` (one-hot) and `y_pred` (probabilities) of shape `(batch, classes)`.
+    """
+
+    def __init__(self, alpha=0.25, gamma=2.0, reduction="sum_over_batch_size", name="focal", dtype=None):
+        super().__init__(reduction=reduction, name=name, dtype=dtype)
+        self.alpha, self.gamma = float(alpha), float(gamma)
+
+    def call(self, y_true, y_pred):
+        p = ops.clip(y_pred, 1e-7, 1 - 1e-7)
+        right = self.alpha * y_true * (1 - p) ** self.gamma * ops.log(p)
+        others = (1 - self.alpha) * (1 - y_true) * p**self.gamma * ops.log(1 - p)
+        return -ops.sum(right + others, axis=-1)
+
+    def get_config(self):
+        return {**super().get_config(), "alpha": self.alpha, "gamma": self.gamma}
