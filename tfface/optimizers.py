@@ -1,6 +1,11 @@
-"""Discriminative learning rates: a factor on the learning rate for chosen layers, for any Keras 3 model."""
+"""Learning rates for any Keras 3 model and backend: a factor for chosen layers, and the one-cycle policy."""
+
+import math
+from collections.abc import Sequence
 
 import keras
+
+from tfface.errors import UserError
 
 
 def discriminative(optimizer_class: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
@@ -57,3 +62,108 @@ def discriminative(optimizer_class: type[keras.optimizers.Optimizer]) -> type[ke
 
 DiscriminativeAdam = discriminative(keras.optimizers.Adam)
 DiscriminativeSGD = discriminative(keras.optimizers.SGD)
+
+
+def discriminative_factors(groups: Sequence[Sequence[str]], low: float, high: float) -> dict[str, float]:
+    """Factors that spread learning rates from `low` to `high` over groups of layers, in equal ratios.
+
+    The layers nearest the pixels hold what every task needs and should move least. Used with a learning rate (or the
+    peak of a schedule) of `high`, this is fastai's `slice(low, high)`.
+
+    Reference: Howard and Gugger, fastai: A Layered API for Deep Learning (Information 2020), section 2.3.
+
+    Args:
+        groups: names of layers, blocks or nested models in each group, the group nearest the input first.
+        low: learning rate of the first group, above 0.
+        high: learning rate of the last group, at least `low`.
+
+    Returns:
+        name -> factor in (0, 1], for the `factors` of a discriminative optimizer.
+
+    Raises:
+        UserError: rates out of order, no group, or a name that stands twice.
+
+    Example:
+        factors = discriminative_factors([["stem", "stage1"], ["stage2"], ["head"]], 1e-5, 1e-4)
+        optimizer = DiscriminativeAdam(1e-4, factors=factors)
+    """
+    if not 0 < low <= high:
+        raise UserError(f"Learning rates must hold 0 < low <= high. Received: low={low}, high={high}.")
+    names = [name for group in groups for name in group]
+    if not names or len(names) != len(set(names)):
+        raise UserError(f"Groups must name layers, each in one group only. Received: {groups}.")
+    steps = max(1, len(groups) - 1)
+    return {name: (low / high) ** ((steps - index) / steps) for index, group in enumerate(groups) for name in group}
+
+
+@keras.saving.register_keras_serializable(package="tfface")
+class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
+    """The one-cycle policy: the learning rate rises to a peak, then falls far below where it began.
+
+    The high rates in the middle regularise and cross flat ground fast; the long fall settles into a minimum. Both
+    halves follow a cosine, as fastai has them (the paper's are straight). The first update is made at
+    `highest / start_division`, the last one (step `steps - 1`) at `highest / end_division`, which then stays.
+
+    References: Smith and Topin, Super-Convergence (2018); Smith, A disciplined approach to neural network
+    hyper-parameters (2018), section 4; the defaults are those of fastai's `fit_one_cycle`.
+
+    Args:
+        highest: learning rate of the peak, as the learning-rate range test suggests it.
+        steps: updates in the whole training, at least 2.
+        rising: share of the steps before the peak, between 0 and 1.
+        start_division: how far below the peak the rate begins.
+        end_division: how far below the peak the rate ends.
+
+    Raises:
+        UserError: an argument out of its range.
+
+    Example:
+        model.compile(keras.optimizers.SGD(OneCycle(0.1, epochs * steps_per_epoch), momentum=0.95), "mse")
+    """
+
+    def __init__(self, highest, steps, rising=0.25, start_division=25.0, end_division=1e5):
+        super().__init__()
+        if not (highest > 0 and steps >= 2 and 0 < rising < 1 and start_division > 0 and end_division > 0):
+            raise UserError(
+                "OneCycle needs highest > 0, steps >= 2, 0 < rising < 1 and divisions > 0. Received: "
+                f"highest={highest}, steps={steps}, rising={rising}, start_division={start_division}, "
+                f"end_division={end_division}."
+            )
+        self.highest, self.steps, self.rising = highest, steps, rising
+        self.start_division, self.end_division = start_division, end_division
+
+    def __call__(self, step):
+        """Learning rate of the update number `step`, from 0: a float32 scalar."""
+        return self.between(step, self.highest / self.start_division, self.highest, self.highest / self.end_division)
+
+    def between(self, step, start: float, middle: float, end: float):
+        """Any quantity that goes with the cycle: `start` at step 0, `middle` at the peak, `end` at the last step.
+
+        Args:
+            step: number of the update, from 0: an integer, a tensor or a variable.
+            start, middle, end: values that are passed through.
+
+        Returns:
+            float32 scalar.
+        """
+        step = keras.ops.cast(step, "float32")
+        last = self.steps - 1
+        peak = self.rising * last
+        rise = keras.ops.minimum(step / peak, 1.0)
+        fall = keras.ops.clip((step - peak) / (last - peak), 0.0, 1.0)
+        return keras.ops.where(step < peak, _cosine(start, middle, rise), _cosine(middle, end, fall))
+
+    def get_config(self):
+        return {
+            "highest": self.highest,
+            "steps": self.steps,
+            "rising": self.rising,
+            "start_division": self.start_division,
+            "end_division": self.end_division,
+        }
+
+
+def _cosine(start, end, share):
+    # A weighted sum, not start + share * (end - start): that would lose a tiny `end` to float32's rounding.
+    weight = (1.0 + keras.ops.cos(math.pi * share)) / 2.0
+    return start * weight + end * (1.0 - weight)

@@ -29,6 +29,7 @@ class Task:
         loss: "crossentropy", "age_distribution" (see `tfface.losses`) or "absolute" (mean absolute error, in years).
         weight: weight of the loss in the sum over tasks.
         years: for an age over classes, the age (years) that each class stands for, `(output width,)`; otherwise None.
+        ordered: whether the classes stand in order, so that being off by one has a meaning.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Task:
     loss: str = "crossentropy"
     weight: float = 1.0
     years: np.ndarray | None = field(default=None, repr=False)
+    ordered: bool = False
 
     @property
     def width(self) -> int:
@@ -59,9 +61,12 @@ class Task:
         }
 
 
-def classification(name: str, classes: tuple[str, ...], weight: float = 1.0, label: str = "") -> Task:
+def classification(
+    name: str, classes: tuple[str, ...], weight: float = 1.0, label: str = "", ordered: bool = False
+) -> Task:
     """A class out of several, one-hot."""
-    return Task(name, label or name, tuple(classes), np.eye(len(classes), dtype="float32"), weight=weight)
+    table = np.eye(len(classes), dtype="float32")
+    return Task(name, label or name, tuple(classes), table, weight=weight, ordered=ordered)
 
 
 def age_bins(weight: float = 1.0, starts=labels.ARG_AGE_STARTS, names=labels.ARG_AGES, oldest: int = 90) -> Task:

@@ -28,9 +28,9 @@ def test_tasks_have_targets_that_fit(name, variant):
             assert task.targets.sum(axis=1) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_published_rows_name_where_they_stand(name):
-    for task, metric, value, source in RECIPES[name].published:
+@pytest.mark.parametrize(("name", "variant"), ROWS)
+def test_published_rows_name_where_they_stand(name, variant):
+    for task, metric, value, source in recipes.load(name, variant).published:
         assert all((task, metric, source))
         assert value > 0
 
@@ -70,3 +70,39 @@ def test_arg_factors_are_the_papers():
     assert recipe.oversample == {"race": (1, 2, 3, 3, 4)}
     weights = {task.name: task.weight for task in recipe.tasks()}
     assert weights == {"gender": 1.0, "race": pytest.approx(1 / 5), "age": pytest.approx(1 / 10)}
+
+
+def test_a_recipe_refuses_labels_that_it_does_not_learn():
+    classes = {"gender": ("Male", "Female"), "race": ("A", "B")}
+    with pytest.raises(UserError, match=r"race with 5 classes\. Received: a data set with 2 \(A, B\)"):
+        recipes.load("arg").adapted(classes)
+    with pytest.raises(UserError, match=r"age_group with 9 classes.*none"):
+        recipes.load("multitask").adapted(classes)
+
+
+def test_the_gender_recipe_takes_the_folders_classes():
+    recipe = recipes.load("gender").adapted({"label": ("cat", "dog", "fox")})
+    assert recipe.classes == ("cat", "dog", "fox")
+    assert recipe.model().output["label"].shape == (None, 3)
+    with pytest.raises(UserError, match=r"label.*gender, race"):
+        recipes.load("gender").adapted({"gender": ("Male", "Female"), "race": ("A", "B")})
+
+
+def test_rates_of_paper_3_grow_from_the_pixels_to_the_head():
+    recipe = recipes.load("gender")
+    optimizer = recipe.optimizer(recipe.model(), 100)
+    factors = [optimizer.factors[name] for name in ("conv1_conv", "conv5_block3_2_conv", "label_logits")]
+    assert factors == pytest.approx([0.1, 0.1**0.5, 1.0])  # slice(1e-5, 1e-4)
+
+
+def test_single_tasks_of_paper_2_have_one_head_and_its_published_figure():
+    recipe = recipes.load("multitask", "race")
+    assert [task.name for task in recipe.tasks()] == ["race"]
+    assert [row[:3] for row in recipe.published] == [("race", "accuracy", 0.584)]
+
+
+def test_fairface_by_transfer_learns_its_own_labels():
+    tasks = {task.name: task for task in recipes.load("arg", "fairface").tasks()}
+    assert {name: task.width for name, task in tasks.items()} == {"gender": 2, "race": 7, "age_group": 9}
+    assert tasks["age_group"].ordered
+    assert not tasks["age_group"].is_age

@@ -9,7 +9,7 @@ from tfface.data.pipeline import epoch_order, repeats
 from tfface.errors import UserError
 from tfface.training.callbacks import Recorder
 from tfface.training.fit import device_name, fit
-from tfface.training.run import Run, split_at
+from tfface.training.run import Run, carry_weights, split_at
 
 
 def weights_of(run):
@@ -131,3 +131,32 @@ def test_oversampling_counts_and_order():
     assert np.bincount(order).tolist() == [1, 4, 8]
     assert order.tolist() == epoch_order(counts, seed=3, epoch=5).tolist()
     assert order.tolist() != epoch_order(counts, seed=3, epoch=6).tolist()
+
+
+def test_a_run_may_start_from_another(tiny_run, tiny_recipe, data_dir, tmp_path):
+    recipe = tiny_recipe.changed(initial=str(tiny_run.folder), age="bins", epochs=1, learning_rate=1e-9)
+    run = fit(recipe, tmp_path / "run", data_dir, verbose=0)
+    said = json.loads((run.folder / "carried.json").read_text())
+    assert said["fresh"] == ["age_logits"]  # nine classes, where the other run had a distribution over years
+    assert {"bottleneck", "gender_logits", "race_logits"} <= set(said["carried"])
+    # What was carried is there from the start: at a rate near zero one epoch leaves it as it was.
+    assert run.history()[0]["val_gender_accuracy"] == pytest.approx(
+        max(row["val_gender_accuracy"] for row in tiny_run.history()), abs=0.1
+    )
+
+
+def test_weights_are_carried_by_name_and_shape(tmp_path):
+    def network(name, width):
+        inputs = keras.Input((3,))
+        x = keras.layers.Dense(4, name="shared")(inputs)
+        return keras.Model(inputs, keras.layers.Dense(width, name=name)(x))
+
+    source, target = network("head", 2), network("head", 5)
+    source.save(tmp_path / "source.keras")
+    assert carry_weights(target, tmp_path / "source.keras") == (["shared"], ["head"])
+    np.testing.assert_array_equal(target.get_layer("shared").kernel, source.get_layer("shared").kernel)
+    stranger = keras.Sequential([keras.Input((3,)), keras.layers.Dense(7, name="other")])
+    with pytest.raises(UserError, match="No layer"):
+        carry_weights(stranger, tmp_path / "source.keras")
+    with pytest.raises(UserError, match="cannot be read"):
+        carry_weights(target, tmp_path / "absent.keras")

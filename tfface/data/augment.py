@@ -26,6 +26,25 @@ def draw_view(image, views, seed):
     return tf.cond(mirrors[index], lambda: image[:, ::-1], lambda: image)
 
 
+def crop_at_random(image, least: float, seed):
+    """Cut out a part of the same shape at a random place.
+
+    Args:
+        image: `(height, width, 3)`.
+        least: the share of each side that is kept is drawn evenly from `[least, 1]`.
+        seed: integer tensor `(2,)`.
+
+    Returns:
+        `(h, w, 3)`.
+    """
+    share, top, left = tf.unstack(tf.random.stateless_uniform((3,), seed))
+    shape = tf.cast(tf.shape(image)[:2], tf.float32)
+    kept = tf.maximum(tf.round(shape * (least + (1 - least) * share)), 1)
+    start = tf.cast(tf.round((shape - kept) * tf.stack([top, left])), tf.int32)
+    kept = tf.cast(kept, tf.int32)
+    return image[start[0] : start[0] + kept[0], start[1] : start[1] + kept[1]]
+
+
 def add_noise(image, deviation: float, seed):
     """Add normal noise to each value and clip to [0, 255].
 

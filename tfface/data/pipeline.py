@@ -82,6 +82,12 @@ def label_arrays(
     return {k: v.astype(str) if v.dtype == object else v for k, v in arrays.items()}
 
 
+def class_names(builder: tfds.core.DatasetBuilder) -> dict[str, tuple[str, ...]]:
+    """Class names of every feature that has them, in the order of its integers."""
+    features = builder.info.features.items()
+    return {name: tuple(f.names) for name, f in features if isinstance(f, tfds.features.ClassLabel)}
+
+
 def decode(data, size: tuple[int, int], zoom: float = 1.0) -> tf.Tensor:
     """Decode JPEG or PNG bytes and scale them to `size`.
 

@@ -25,7 +25,7 @@ def by_group(predictions: Predictions, age_starts: Sequence[int] = ARG_AGE_START
         predictions: what the model said, and the truth. Groups are formed from what the truth names: gender,
             race and any other class, and age.
         age_starts: first age (years) of each age group, ascending, the first 0. Where the truth has no age in
-            years, its "age_bins" form the age groups.
+            years, an "age_group" or "age_bins" forms the age groups.
 
     Returns:
         A dictionary that goes to JSON as it stands: `smallest_group`; `figures`, each with `title` and
@@ -95,8 +95,11 @@ def _attributes(predictions: Predictions, age_starts: Sequence[int]) -> dict[str
         ends = [f"-{following - 1}" for following in age_starts[1:]] + ["+"]
         names = tuple(f"{start}{end}" for start, end in zip(age_starts, ends, strict=True))
         attributes["age group"] = (age_bin(np.floor(predictions.truth["age"]), age_starts), names)
-    elif "age_bins" in predictions.truth:
-        attributes["age group"] = (np.asarray(predictions.truth["age_bins"]), predictions.classes["age_bins"])
+    else:
+        for name in ("age_group", "age_bins"):
+            if name in predictions.truth:
+                attributes["age group"] = (np.asarray(predictions.truth[name]), tuple(predictions.classes[name]))
+                break
     return attributes
 
 

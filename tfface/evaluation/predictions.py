@@ -40,11 +40,14 @@ def predict_split(
     builder = pipeline.open_dataset(data or recipe.data, data_dir)
     truth = pipeline.label_arrays(builder, split)
     outputs = _outputs(recipe, model, builder, split, bfloat16, progress)
-    return to_predictions(recipe.tasks(), outputs, truth)
+    return to_predictions(recipe.tasks(), outputs, truth, pipeline.class_names(builder))
 
 
 def to_predictions(
-    tasks: tuple[Task, ...], outputs: dict[str, np.ndarray], truth: dict[str, np.ndarray]
+    tasks: tuple[Task, ...],
+    outputs: dict[str, np.ndarray],
+    truth: dict[str, np.ndarray],
+    classes: dict[str, tuple[str, ...]],
 ) -> Predictions:
     """Put a model's outputs and the labels of a split together.
 
@@ -52,25 +55,28 @@ def to_predictions(
         tasks: what the outputs mean.
         outputs: task -> `(n, width)`.
         truth: label -> `(n,)`, and "key" -> `(n,)` names.
+        classes: label -> class names, for every label that has them; what no task learns forms groups of people.
     """
-    probabilities, classes, ordered = {}, {}, ()
+    classes = {name: names for name, names in classes.items() if name in truth}
+    known = {name: truth[name] for name in (*classes, "age") if name in truth}
+    probabilities, ordered = {}, [name for name in classes if name == "age_group"]
     years = spread = None
-    known = {"gender": truth.get("gender"), "race": truth.get("race"), "age": truth.get("age")}
-    known = {name: values for name, values in known.items() if values is not None}
     for task in tasks:
         if task.is_age:
             years, spread = years_of(task, outputs[task.name])
             # a standard deviation of zero would claim certainty
             spread = None if spread is None else np.maximum(spread, 1e-3)
             probabilities["age_bins"] = bins_of(task, outputs[task.name])
-            classes["age_bins"], ordered = labels.ARG_AGES, ("age_bins",)
+            classes["age_bins"] = labels.ARG_AGES
+            ordered.append("age_bins")
             known["age_bins"] = labels.age_bin(truth["age"])
         else:
             probabilities[task.name], classes[task.name] = outputs[task.name], task.classes
-    for name, names in (("gender", labels.GENDERS), ("race", labels.UTKFACE_RACES)):
-        if name in known:
-            classes.setdefault(name, names)
-    return Predictions(truth["key"], known, probabilities, classes, years, spread, ordered)
+            # The targets say which class a label counts as, where a task joins labels into fewer classes.
+            known[task.name] = task.targets[truth[task.label]].argmax(axis=1)
+            if task.ordered and task.name not in ordered:
+                ordered.append(task.name)
+    return Predictions(truth["key"], known, probabilities, classes, years, spread, tuple(ordered))
 
 
 def _outputs(recipe: Recipe, model: keras.Model, builder, split, bfloat16, progress) -> dict[str, np.ndarray]:

@@ -2,9 +2,11 @@
 
 from tfface.errors import UserError
 from tfface.recipes.arg import ARG
+from tfface.recipes.gender import Gender
+from tfface.recipes.multitask import Multitask
 from tfface.recipes.recipe import Recipe, parse_settings
 
-RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in (ARG,)}
+RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in (ARG, Multitask, Gender)}
 """Name -> recipe."""
 
 

@@ -32,6 +32,8 @@ class Recipe:
         views: how training images are looked at: a pair `(zoom, mirror)` each; one is drawn for each image and epoch.
         test_mirror: average the outputs for an image and for its mirror image when evaluating and predicting.
         oversample: label -> how often an example of each class is shown in an epoch (training split only).
+        random_crop: least share of each side that is kept by a crop at a random place, in (0, 1] (training from pixels
+            only; the share is drawn for each image, 1 keeps everything).
         noise: standard deviation of the noise added to pixels, in grey levels of 0 to 255 (training from pixels only).
         epochs: passes over the (oversampled) training split in the paper.
         schedule_scale: share of the paper's schedule that is run: epochs, and steps of the learning rate's schedule,
@@ -40,6 +42,8 @@ class Recipe:
         monitor: validation figure that chooses the epoch that is kept, lower is better.
         batch_size: examples a step.
         learning_rate: learning rate at the start.
+        initial: folder of a finished run whose trained layers this one starts from, wherever a layer of the same name
+            has the same shapes; empty: from the network as the recipe builds it.
         seed: seed of initial values, order, views and dropout.
     """
 
@@ -55,6 +59,7 @@ class Recipe:
     views: tuple[View, ...] = (View(), View(mirror=True))
     test_mirror: bool = False
     oversample: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    random_crop: float = 1.0
     noise: float = 0.0
     epochs: int = 1
     schedule_scale: float = 1.0
@@ -62,6 +67,7 @@ class Recipe:
     monitor: str = "val_loss"
     batch_size: int = 32
     learning_rate: float = 1e-3
+    initial: str = ""
     seed: int = 0
 
     def tasks(self) -> tuple[Task, ...]:
@@ -75,6 +81,25 @@ class Recipe:
     def optimizer(self, model: keras.Model, steps: int) -> keras.optimizers.Optimizer:
         """A fresh optimizer with the paper's schedule, for training `model` (or a part of it) over `steps` steps."""
         raise NotImplementedError
+
+    def adapted(self, classes: Mapping[str, tuple[str, ...]]) -> Recipe:
+        """The recipe for a data set with these classes.
+
+        Args:
+            classes: label -> class names of the data set, in the order of their integers.
+
+        Raises:
+            UserError: a label that the recipe learns is not there, or has other classes.
+        """
+        for task in self.tasks():
+            names = classes.get(task.label)
+            if not task.is_age and (names is None or len(names) != len(task.targets)):
+                received = f"{len(names)} ({', '.join(names)})" if names else "none"
+                raise UserError(
+                    f"The recipe {self.name} learns {task.label} with {len(task.targets)} classes. Received: a data "
+                    f"set with {received}. Name another data set with --data."
+                )
+        return self
 
     def search_space(self, trial) -> dict:
         """The fields that a sweep changes, each drawn from its range.

@@ -96,6 +96,8 @@ def image_batches(builder, split: str, recipe: Recipe, first_epoch: int) -> tf.d
         image = tf.cast(tf.io.decode_image(row["image"], channels=3, expand_animations=False), tf.float32)
         image.set_shape((None, None, 3))
         image = augment.draw_view(image, recipe.views, seed)
+        if recipe.random_crop < 1:
+            image = augment.crop_at_random(image, recipe.random_crop, seed + tf.constant([0, 1 << 33], tf.int64))
         image = pipeline.resize(image, recipe.image_size)
         if recipe.noise:
             image = augment.add_noise(image, recipe.noise, seed + tf.constant([0, 1 << 32], tf.int64))

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from tfface import files
 from tfface.data import pipeline
 from tfface.errors import UserError
 from tfface.losses import AgeDistributionLoss
 from tfface.metrics import MeanAgeError
+from tfface.optimizers import OneCycle
 from tfface.recipes.recipe import Recipe
 from tfface.tasks import Task
 from tfface.training import batches
 from tfface.training.callbacks import Recorder
 from tfface.training.features import cached_features
-from tfface.training.run import Run, split_at
+from tfface.training.one_cycle import OneCycleMomentum
+from tfface.training.run import Run, carry_weights, split_at
 
 
 def loss_of(task: Task) -> keras.losses.Loss:
@@ -87,6 +93,72 @@ def device_name(device: str = "auto") -> str:
     return found[0] if found and device != "cpu" else "cpu"
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What `model.fit` needs: a recipe's network, compiled, and its data.
+
+    Attributes:
+        model: what is trained: the whole network, or the part above the frozen layers.
+        training: batches from an epoch on, `training(first_epoch)`.
+        validation: batches of the validation split, in their fixed order.
+        steps: steps an epoch.
+        carried, fresh: layers of `model` whose weights came from the recipe's `initial` run, and those that did not;
+            both empty without one.
+    """
+
+    model: keras.Model
+    training: Callable[[int], tf.data.Dataset]
+    validation: tf.data.Dataset
+    steps: int
+    carried: list[str]
+    fresh: list[str]
+
+
+def prepared(recipe: Recipe, builder, bfloat16: bool = False) -> Prepared:
+    """Build the network of a recipe, compile it, and open its data.
+
+    Args:
+        recipe: what to train.
+        builder: its prepared data set, with the splits `train` and `validation`.
+        bfloat16: compute frozen features in bfloat16 (see `cached_features`).
+
+    Raises:
+        UserError: no such split, or an `initial` run that does not fit.
+    """
+    keras.utils.set_random_seed(recipe.seed)
+    model = recipe.model()
+    carried, fresh = [], []
+    if recipe.initial:
+        carried, fresh = carry_weights(model, Run(recipe.initial).trained_file)
+    labels = {split: pipeline.label_arrays(builder, split) for split in ("train", "validation")}
+    _, steps = batches.steps_of(labels["train"], recipe)
+    if recipe.train_from:
+        lower, model = split_at(model, recipe.train_from)
+        features = {
+            split: cached_features(lower, builder, split, recipe.image_size, views, bfloat16=bfloat16)
+            for split, views in (("train", recipe.views), ("validation", recipe.test_views))
+        }
+        training = partial(batches.feature_batches, features["train"], labels["train"], recipe)
+        inputs = np.asarray(features["validation"][0], "float32")
+        validation = batches.in_order(inputs, batches.encode(recipe.tasks(), labels["validation"]))
+        # What lies below is frozen: it was neither carried nor will it be trained.
+        own = {layer.name for layer in model.layers}
+        carried, fresh = ([name for name in names if name in own] for names in (carried, fresh))
+    else:
+        training = partial(batches.image_batches, builder, "train", recipe)
+        validation = batches.evaluation_images(builder, "validation", recipe, recipe.test_views[0])
+    compile_for(model, recipe, steps * recipe.run_epochs)
+    # Build the optimizer's variables now, so that a saved state finds them.
+    model.optimizer.build(model.trainable_variables)
+    return Prepared(model, training, validation, steps, carried, fresh)
+
+
+def _policy(model: keras.Model) -> list[keras.callbacks.Callback]:
+    """The one-cycle policy moves the momentum against the learning rate."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)  # of mixed precision's LossScaleOptimizer
+    return [OneCycleMomentum()] if isinstance(optimizer._learning_rate, OneCycle) else []
+
+
 def fit(
     recipe: Recipe,
     folder: str | Path,
@@ -113,6 +185,7 @@ def fit(
     """
     where = device_name(device)
     builder = pipeline.open_dataset(recipe.data, data_dir)
+    recipe = recipe.adapted(pipeline.class_names(builder))
     for split in ("train", "validation"):
         pipeline.examples(builder, split)  # names a split that is absent before any work is done
     fingerprints = {split: pipeline.fingerprint(builder, split) for split in builder.info.splits}
@@ -123,42 +196,32 @@ def fit(
     if run.done:
         return run
 
-    keras.utils.set_random_seed(recipe.seed)
-    model = recipe.model()
     started = time.monotonic()
-    if recipe.train_from:
-        lower, model = split_at(model, recipe.train_from)
-        features = {
-            split: cached_features(lower, builder, split, recipe.image_size, views, bfloat16=bfloat16)
-            for split, views in (("train", recipe.views), ("validation", recipe.test_views))
-        }
-    labels = {split: pipeline.label_arrays(builder, split) for split in ("train", "validation")}
-    _, steps = batches.steps_of(labels["train"], recipe)
-    compile_for(model, recipe, steps * recipe.run_epochs)
-    # Build the optimizer's variables now, so that a saved state finds them.
-    model.optimizer.build(model.trainable_variables)
-    history = run.restore_state(model)
+    ready = prepared(recipe, builder, bfloat16)
+    if recipe.initial:
+        carried = {"from": recipe.initial, "carried": ready.carried, "fresh": ready.fresh}
+        files.write_json(run.folder / "carried.json", carried)
+        if verbose:
+            fresh = ", ".join(ready.fresh) or "none"
+            print(f"{len(ready.carried)} layers start from {recipe.initial}, fresh: {fresh}.")
+    history = run.restore_state(ready.model)
     first = len(history)
-    if recipe.train_from:
-        training = batches.feature_batches(features["train"], labels["train"], recipe, first)
-        inputs = np.asarray(features["validation"][0], "float32")
-        targets = batches.encode(recipe.tasks(), labels["validation"])
-        validation = batches.in_order(inputs, targets)
-    else:
-        training = batches.image_batches(builder, "train", recipe, first)
-        validation = batches.evaluation_images(builder, "validation", recipe, recipe.test_views[0])
     recorder = Recorder(run, history, recipe.monitor, recipe.patience)
     if first < recipe.run_epochs and not recorder.exhausted():
         if verbose and first:
             print(f"Going on after epoch {first} of {recipe.run_epochs}, found in {run.folder}.")
-        model.fit(
-            training,
-            steps_per_epoch=steps,
+        ready.model.fit(
+            ready.training(first),
+            steps_per_epoch=ready.steps,
             shuffle=False,
             epochs=recipe.run_epochs,
             initial_epoch=first,
-            validation_data=validation,
-            callbacks=[recorder, keras.callbacks.TensorBoard(run.folder / "events", write_graph=False)],
+            validation_data=ready.validation,
+            callbacks=[
+                *_policy(ready.model),
+                recorder,
+                keras.callbacks.TensorBoard(run.folder / "events", write_graph=False),
+            ],
             verbose=verbose,
         )
     files.write_json(

@@ -162,10 +162,7 @@ def read_trained(model: keras.Model, file: str | Path) -> None:
     Raises:
         UserError: the file is damaged, or a layer is absent or has other shapes.
     """
-    try:
-        part = keras.saving.load_model(file, compile=False)
-    except Exception as error:  # keras raises many kinds for a damaged file
-        raise UserError(f"The model file {file} cannot be read: {str(error).splitlines()[0]}") from error
+    part = _load(file)
     names = {layer.name for layer in model.layers}
     for layer in part.layers:
         if not layer.weights:
@@ -178,6 +175,44 @@ def read_trained(model: keras.Model, file: str | Path) -> None:
                 f"expected {[tuple(weight.shape) for weight in own] or 'no such layer'}."
             )
         model.get_layer(layer.name).set_weights(layer.get_weights())
+
+
+def carry_weights(model: keras.Model, file: str | Path) -> tuple[list[str], list[str]]:
+    """Carry the weights of a trained network into another one, wherever names and shapes of layers agree.
+
+    Args:
+        model: the network that takes them.
+        file: a `.keras` file.
+
+    Returns:
+        Names of the layers of `model` with weights: those carried, and those that stay fresh.
+
+    Raises:
+        UserError: the file is damaged or absent, or no layer agrees.
+    """
+    source = {layer.name: layer for layer in _load(file).layers if layer.weights}
+    carried, fresh = [], []
+    for layer in model.layers:
+        if not layer.weights:
+            continue
+        theirs = source[layer.name].weights if layer.name in source else []
+        if [tuple(weight.shape) for weight in theirs] == [tuple(weight.shape) for weight in layer.weights]:
+            layer.set_weights(source[layer.name].get_weights())
+            carried.append(layer.name)
+        else:
+            fresh.append(layer.name)
+    if not carried:
+        raise UserError(
+            f"No layer of {model.name} has the name and shapes of one in {file}: expected the run of a related network."
+        )
+    return carried, fresh
+
+
+def _load(file: str | Path) -> keras.Model:
+    try:
+        return keras.saving.load_model(file, compile=False)
+    except Exception as error:  # keras raises many kinds for a damaged file
+        raise UserError(f"The model file {file} cannot be read: {str(error).splitlines()[0]}") from error
 
 
 def split_at(model: keras.Model, name: str) -> tuple[keras.Model, keras.Model]:
