@@ -1,18 +1,21 @@
 """Face detection, side by side: tfface | mtcnn | facenet-pytorch | dlib, and where tfface's time goes.
 
-    python benchmarks/detect.py --photos DIR --faces DIR [--repeats 5]
+    python benchmarks/detect.py --photos DIR --faces DIR [--repeats 5] [--facenet-python PYTHON]
 
 Every photo of `--photos` is brought to 640 pixels' width and detected alone; the photos of `--faces` that measure
 250x250 (LFW) are detected in batches. All detectors take turns in one run, so that whatever else the machine does
 slows all of them; of the repeats the best counts. Besides the time by the clock stands the processor time, which a
-busy machine disturbs less. facenet-pytorch is left out where it is not installed; where it is, PyTorch's threads
-and TensorFlow's share one process, which slows PyTorch: time it in a process of its own too. Nothing is asserted.
+busy machine disturbs less. facenet-pytorch runs in a process of its own, under the interpreter of an environment that
+holds it (`python -m venv DIR; DIR/bin/pip install facenet-pytorch`). Nothing is asserted.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import subprocess
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,14 +27,40 @@ import numpy as np
 import tensorflow as tf
 
 from tfface.errors import UserError
-from tfface.faces import mtcnn
+from tfface.faces import mtcnn, pyramid
 from tfface.faces.detect import load_detector
 from tfface.faces.photos import find_photos, read_photo
 
 SAMPLES = Path(os.environ.get("TFFACE_TEST_DATA") or Path(__file__).resolve().parents[2] / "shared" / "data")
 
 
-def peers(min_face_size: int) -> dict[str, Callable]:
+class Facenet:
+    """facenet-pytorch's MTCNN, run by `benchmarks/facenet_peer.py` under another interpreter."""
+
+    def __init__(self, python: str):
+        command = [python, str(Path(__file__).with_name("facenet_peer.py"))]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._folder = tempfile.TemporaryDirectory()
+        self._sent: dict[int, str] = {}
+        self.processor = 0.0
+
+    def __call__(self, photos: list[np.ndarray], min_face_size: int) -> list[np.ndarray]:
+        if id(photos) not in self._sent:
+            self._sent[id(photos)] = f"{self._folder.name}/{len(self._sent)}.npy"
+            np.save(self._sent[id(photos)], np.stack(photos))
+        request = {"photos": self._sent[id(photos)], "min_face_size": min_face_size}
+        print(json.dumps(request), file=self._process.stdin, flush=True)
+        answer = json.loads(self._process.stdout.readline())
+        self.processor += answer["processor"] / 1e3
+        return [np.reshape(boxes, (-1, 4)) for boxes in answer["boxes"]]
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+        self._folder.cleanup()
+
+
+def peers(min_face_size: int, facenet: Facenet | None) -> dict[str, Callable]:
     """Name -> function of a list of photos that gives the boxes (n, 4) of each."""
     import dlib
     from mtcnn import MTCNN
@@ -50,33 +79,25 @@ def peers(min_face_size: int) -> dict[str, Callable]:
 
         return boxes
 
-    ours = load_detector("mtcnn", min_face_size=min_face_size)
+    def our_boxes(detector):
+        return lambda photos: [faces.boxes for faces in detector(photos)]
+
     table = {
-        "tfface mtcnn": lambda photos: [faces.boxes for faces in ours(photos)],
+        "tfface mtcnn": our_boxes(load_detector("mtcnn", min_face_size=min_face_size)),
         "mtcnn 1.0.0": package_boxes,
     }
-    try:
-        import torch
-        from facenet_pytorch import MTCNN as FacenetMTCNN
-
-        theirs = FacenetMTCNN(keep_all=True, min_face_size=min_face_size, device="cpu")
-
-        def facenet_boxes(photos):
-            with torch.no_grad():
-                found, _ = theirs.detect(np.stack(photos))
-            return [np.zeros((0, 4)) if boxes is None else np.asarray(boxes, float) for boxes in found]
-
-        table["facenet-pytorch"] = facenet_boxes
-    except ImportError as error:
-        print(f"facenet-pytorch is left out: {error}")
-    tiny = load_detector("yolo")
-    table["tfface yolo 416"] = lambda photos: [faces.boxes for faces in tiny(photos)]
+    if facenet:
+        larger = 2 * min_face_size
+        table["facenet-pytorch"] = lambda photos: facenet(photos, min_face_size)
+        table[f"tfface mtcnn, {larger}"] = our_boxes(load_detector("mtcnn", min_face_size=larger))
+        table[f"facenet-pytorch, {larger}"] = lambda photos: facenet(photos, larger)
+    table["tfface yolo 416"] = our_boxes(load_detector("yolo"))
     table["dlib HOG"] = dlib_boxes(0)
     table["dlib HOG, upsampled"] = dlib_boxes(1)
     return table
 
 
-def measure(detectors: dict[str, Callable], batches: list[list[np.ndarray]], repeats: int) -> dict[str, dict]:
+def measure(detectors: dict[str, Callable], batches: list[list[np.ndarray]], repeats: int, processor_time: Callable):
     """Milliseconds a photo, by the clock and of processor time, and boxes, the detectors taking turns."""
     photos = sum(map(len, batches))
     results = {}
@@ -84,11 +105,11 @@ def measure(detectors: dict[str, Callable], batches: list[list[np.ndarray]], rep
         results[name] = {"boxes": [boxes for batch in batches for boxes in detect(batch)], "clock": [], "processor": []}
     for _ in range(repeats):
         for name, detect in detectors.items():
-            clock, processor = time.perf_counter(), time.process_time()
+            clock, processor = time.perf_counter(), processor_time()
             for batch in batches:
                 detect(batch)
             results[name]["clock"].append((time.perf_counter() - clock) / photos * 1e3)
-            results[name]["processor"].append((time.process_time() - processor) / photos * 1e3)
+            results[name]["processor"].append((processor_time() - processor) / photos * 1e3)
     return results
 
 
@@ -138,8 +159,8 @@ def stages(photos: list[np.ndarray], min_face_size: int, repeats: int) -> None:
     """Prints where MTCNN's time goes, stage by stage, one after the other, against its multiply-adds."""
     detector = mtcnn.MTCNN(min_face_size)
     networks = [mtcnn.proposal_network(), mtcnn.refinement_network(), mtcnn.output_network()]
-    work = dict.fromkeys(("resize", "P-Net", "R-Net", "O-Net"), 0)
-    spent = dict.fromkeys((*work, "cut out", "all"), 0.0)
+    work = dict.fromkeys(("drawing the pyramid", "P-Net", "R-Net", "O-Net"), 0)
+    spent = dict.fromkeys((*work, "cutting out", "all"), 0.0)
     candidates = []
 
     def timed(stage, function, *values):
@@ -153,23 +174,22 @@ def stages(photos: list[np.ndarray], min_face_size: int, repeats: int) -> None:
 
     for photo in photos:
         timed("all", detector, [photo])
-        source = [photo.astype(np.float32)]
-        for scale in mtcnn.pyramid_scales(*photo.shape[:2], min_face_size):
-            level = timed("resize", mtcnn._resized, source, scale)
-            timed("P-Net", detector._propose, tf.convert_to_tensor(level))
-            work["P-Net"] += multiply_adds(networks[0], *level.shape[1:])
+        levels = pyramid.pyramid(*photo.shape[:2], detector.min_face_size, mtcnn.PIECE_PIXELS)
+        canvas = timed("drawing the pyramid", levels.draw, photo[None])
+        for top in levels.strips():
+            timed("P-Net", detector._search, canvas[:, top : top + levels.strip_pixels()])
+        for width, height in levels.boxes[:, 2:] - levels.boxes[:, :2]:
+            work["P-Net"] += multiply_adds(networks[0], height, width, 3)
         rows = detector._proposals(photo[None])
-        counts = [len(rows)]
-        pixels = tf.convert_to_tensor(photo[None])
-        crops = timed("cut out", detector._cut, pixels, tf.convert_to_tensor(rows), tf.constant(24))
-        values = timed("R-Net", detector._refine, crops).numpy()
-        rows = mtcnn._moved(rows, values)
-        rows = mtcnn._squared(mtcnn._suppressed(rows[rows[:, 5] > detector.refinement_threshold], 0.7))
-        counts.append(len(rows))
-        crops = timed("cut out", detector._cut, pixels, tf.convert_to_tensor(rows), tf.constant(48))
-        timed("O-Net", detector._finish, crops)
-        for stage, network, count, size in zip(("R-Net", "O-Net"), networks[1:], counts, (24, 48), strict=True):
-            work[stage] += count * multiply_adds(network, size, size, 3)
+        pixels, counts = tf.convert_to_tensor(photo[None]), []
+        for stage, network, compiled, size in zip(
+            ("R-Net", "O-Net"), networks[1:], (detector._refine, detector._finish), (24, 48), strict=True
+        ):
+            counts.append(len(rows))
+            work[stage] += len(rows) * multiply_adds(network, size, size, 3)
+            crops = timed("cutting out", detector._cut, pixels, tf.convert_to_tensor(rows), tf.constant(size))
+            rows = mtcnn._moved(rows, timed(stage, compiled, crops).numpy())
+            rows = mtcnn._squared(mtcnn._suppressed(rows[rows[:, 5] > detector.refinement_threshold], 0.7))
         candidates.append(counts)
     counts = np.mean(candidates, axis=0)
     print(f"\nWhere a photo's processor time goes ({counts[0]:.0f} candidates to R-Net, {counts[1]:.0f} to O-Net)")
@@ -189,6 +209,7 @@ def main() -> None:
     parser.add_argument("--faces", default=SAMPLES / "lfw", help="folder of 250x250 photos, detected in batches")
     parser.add_argument("--batch", type=int, default=32, help="photos a batch")
     parser.add_argument("--min-face-size", type=int, default=20, help="smallest face, pixels")
+    parser.add_argument("--facenet-python", help="interpreter of an environment with facenet-pytorch")
     parser.add_argument("--repeats", type=int, default=5, help="runs, of which the best counts")
     options = parser.parse_args()
     try:
@@ -198,12 +219,21 @@ def main() -> None:
         parser.error(str(error))
     wide = [cv2.resize(p, (640, round(p.shape[0] * 640 / p.shape[1])), interpolation=cv2.INTER_AREA) for p in photos]
     print(f"{os.cpu_count()} processors, load {os.getloadavg()[0]:.1f}, smallest face {options.min_face_size} pixels")
-    detectors = peers(options.min_face_size)
-    results = measure(detectors, [[photo] for photo in wide], options.repeats)
+    facenet = Facenet(options.facenet_python) if options.facenet_python else None
+    if not facenet:
+        print("facenet-pytorch is left out: --facenet-python names no interpreter that has it")
+    detectors = peers(options.min_face_size, facenet)
+
+    def processor_time():
+        return time.process_time() + (facenet.processor if facenet else 0)
+
+    results = measure(detectors, [[photo] for photo in wide], options.repeats, processor_time)
     report(f"{len(wide)} photos 640 pixels wide, one at a time", results)
     batches = [people[: options.batch], people[options.batch :]]
-    results = measure(detectors, batches, options.repeats)
+    results = measure(detectors, batches, options.repeats, processor_time)
     report(f"{len(people)} photos 250x250, in batches of {options.batch}", results)
+    if facenet:
+        facenet.close()
     stages(wide, options.min_face_size, options.repeats)
 
 

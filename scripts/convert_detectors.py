@@ -50,6 +50,8 @@ def convert_mtcnn() -> dict[str, np.ndarray]:
     """The three networks of MTCNN, with all that is linear folded into the layers that are there anyway.
 
     - The first convolution takes pixels in [0, 255]: (x - 127.5) / 128 is folded into its kernel and bias.
+    - A channel of the first layer whose slope s is above 1 becomes two, x and relu(x), that the next layer weighs by s
+      and 1 - s: then every parametric ReLU is max(x, slope * x).
     - The dense layer of R-Net and O-Net takes its map in (height, width, channel) order; the published weights
       expect (width, height, channel).
     - The outputs are one layer: the logit of 'face' (face minus not face, so that its sigmoid is the softmax),
@@ -66,6 +68,13 @@ def convert_mtcnn() -> dict[str, np.ndarray]:
 
         kernel, bias, _ = hidden["conv1"]
         hidden["conv1"][:2] = kernel / 128, bias - 127.5 / 128 * kernel.sum(axis=(0, 1, 2))
+        slope = hidden["conv1"][2].reshape(-1)
+        steep = np.flatnonzero(slope > 1)
+        hidden["conv1"] = [np.concatenate([part, part[..., steep]], axis=-1) for part in hidden["conv1"][:2]]
+        hidden["conv1"].append(np.concatenate([np.minimum(slope, 1), np.zeros(len(steep))]))
+        kernel = hidden["conv2"][0]
+        weighed = [kernel * np.maximum(slope, 1)[:, None], kernel[:, :, steep] * (1 - slope[steep])[:, None]]
+        hidden["conv2"][0] = np.concatenate(weighed, axis=2)
         if dense_map is not None:
             kernel = hidden["dense"][0]
             by_width = kernel.reshape(*dense_map, -1, kernel.shape[-1])

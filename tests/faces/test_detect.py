@@ -7,7 +7,7 @@ import pytest
 
 from tfface import weights
 from tfface.errors import UserError
-from tfface.faces import dlib_detector
+from tfface.faces import align, dlib_detector
 from tfface.faces.detect import DETECTORS, Detector, Faces, load_detector
 from tfface.faces.photos import read_photo
 
@@ -145,13 +145,19 @@ def test_dlib_points_become_five_landmarks():
 
 
 def test_dlib_eyes_are_those_of_its_68_landmarks(samples):
-    """The eyes that paper 1 aligns by lie within 1.5 pixels of the photo, on average, of the published landmarks."""
+    """Paper 1's alignment from photo to crop, against the published landmarks of dlib's faces.
+
+    Eyes miss by half a pixel of the photo, 3 % of their distance. These faces are small, their eyes mostly 15 pixels
+    apart, and paper 1 brings that to 81, so in the crop it is above 2 pixels; the landmarks themselves are whole
+    pixels, and the middle of an eye's corners is 1.7 pixels of the crop from the middle of its six points.
+    """
     if weights.status("dlib_five_point") != "ready":
         pytest.skip("dlib's five-point predictor is not on this machine: run `tfface weights fetch dlib_five_point`")
     detector = load_detector("dlib", upsample=1)
     folder = samples / "photos" / "dlib_faces"
-    errors = []
-    for image in ElementTree.parse(folder / "testing_with_face_landmarks.xml").getroot().iter("image"):
+    in_photo, in_crop = [], []
+    files = [f"{part}_with_face_landmarks.xml" for part in ("testing", "training")]
+    for image in (image for file in files for image in ElementTree.parse(folder / file).getroot().iter("image")):
         faces = detector([read_photo(folder / image.get("file"))])[0]
         for box in image.iter("box"):
             points = np.array([(float(part.get("x")), float(part.get("y"))) for part in box.iter("part")])
@@ -159,6 +165,10 @@ def test_dlib_eyes_are_those_of_its_68_landmarks(samples):
             middle = eyes.mean(axis=0)
             around = ((faces.boxes[:, :2] < middle) & (middle < faces.boxes[:, 2:])).all(axis=1)
             if around.any():
-                errors.extend(np.hypot(*(faces.landmarks[around][0, :2] - eyes).T))
-    assert len(errors) >= 40
-    assert np.mean(errors) < 1.5
+                found = faces.landmarks[around][0, :2]
+                matrix = align.eye_matrix(*found)
+                in_photo.extend(np.hypot(*(found - eyes).T))
+                in_crop.extend(np.hypot(*(align.transform(eyes, matrix) - align.transform(found, matrix)).T))
+    assert len(in_photo) >= 80
+    assert np.mean(in_photo) < 0.56
+    assert np.mean(in_crop) < 2.6

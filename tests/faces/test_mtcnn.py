@@ -3,10 +3,12 @@
 import threading
 
 import cv2
+import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
-from tfface.faces import mtcnn
+from tfface.faces import mtcnn, pyramid
 from tfface.faces.photos import find_photos, read_photo
 
 
@@ -81,8 +83,38 @@ def test_pyramid_scales_are_the_package_s():
 
     for height, width in ((480, 640), (250, 250), (100, 4000), (33, 40)):
         expected = build_scale_pyramid(width, height, min_face_size=20, scale_factor=0.709)
-        np.testing.assert_allclose(mtcnn.pyramid_scales(height, width, 20), expected)
-    assert mtcnn.pyramid_scales(19, 500, 20) == []
+        np.testing.assert_allclose(pyramid.pyramid_scales(height, width, 20), expected)
+    assert pyramid.pyramid_scales(19, 500, 20) == []
+
+
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (333, 250), (250, 250), (41, 700)])
+def test_levels_lie_apart_and_hold_the_averages_of_areas(height, width):
+    photo = np.random.default_rng(height).integers(0, 256, (1, height, width, 3), np.uint8)
+    levels = pyramid.pyramid(height, width, 20.0, 1 << 14)
+    canvas = levels.draw(photo)[0]
+    assert canvas.shape == (*levels.shape, 4)
+    assert canvas[..., 3].sum() == canvas[..., 3].size - (levels.boxes[:, 2:] - levels.boxes[:, :2]).prod(axis=1).sum()
+    assert canvas.shape[0] * canvas.shape[1] < 2.6 * height * width * 0.6**2
+    for scale, (x0, y0, x1, y1) in zip(levels.scales, levels.boxes, strict=True):
+        assert (x1 - x0, y1 - y0) == (int(width * scale), int(height * scale))
+        expected = tf.image.resize(photo[0], (y1 - y0, x1 - x0), tf.image.ResizeMethod.AREA)
+        np.testing.assert_allclose(canvas[y0:y1, x0:x1, :3], expected, atol=0.01)
+
+
+def test_a_canvas_gives_what_levels_alone_give():
+    """To the border, where the pooling of a level of odd size takes in less than elsewhere."""
+    network = mtcnn._pretrained(mtcnn.proposal_network())
+    features = keras.Model(network.input, network.layers[-2].output)
+    levels = pyramid.pyramid(203, 251, 20.0, 1 << 20)
+    canvas = levels.draw(np.random.default_rng(0).integers(0, 256, (1, 203, 251, 3), np.uint8))
+    found = np.asarray(mtcnn._canvas_network(network)(canvas))[0]
+    sizes = levels.boxes[:, 2:] - levels.boxes[:, :2]
+    assert (sizes % 2).any(axis=0).all()
+    for number, (x0, y0, x1, y1) in enumerate(levels.boxes):
+        alone = np.asarray(features(canvas[:, y0:y1, x0:x1, :3]))[0]
+        own = levels.level == number
+        assert own.sum() == alone.shape[0] * alone.shape[1]
+        np.testing.assert_allclose(found[own], alone.reshape(-1, 32), atol=1e-4)
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +144,8 @@ def test_a_batch_of_mixed_sizes_gives_what_single_photos_give(detector, photos):
 def test_small_pieces_change_nothing(detector, photos, monkeypatch):
     """A photo in strips, candidates in small lots, blocks of one photo: what bounds memory is exact."""
     whole = detector(photos)
-    monkeypatch.setattr(mtcnn, "LEVEL_PIXELS", 5000)
-    monkeypatch.setattr(mtcnn, "CANDIDATES", 7)
+    monkeypatch.setattr(mtcnn, "PIECE_PIXELS", 5000)
+    monkeypatch.setattr(mtcnn, "LOT_PIXELS", 7 * 24 * 24)
     monkeypatch.setattr(mtcnn, "BLOCK_PIXELS", 1)
     same(detector(photos), whole)
 

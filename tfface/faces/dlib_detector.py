@@ -15,6 +15,9 @@ from tfface.faces.detect import Detector, Faces
 FIVE_POINT = "five-point"
 """Predictor that `tfface.weights` fetches: dlib's five points, CC0."""
 
+PREDICTOR_SIDE = 300
+"""The predictor sees a face at least this wide, pixels: it answers in whole pixels, too coarse for a small face."""
+
 
 class DlibHOG(Detector):
     """dlib's HOG detector (Dalal and Triggs 2005) and a shape predictor (Kazemi and Sullivan 2014).
@@ -68,8 +71,8 @@ class DlibHOG(Detector):
         scores = expit(np.array(values, np.float32))
         landmarks = None
         if self._predictor:
-            points = [[(p.x, p.y) for p in self._predictor(image, r).parts()] for r in rectangles]
-            landmarks = np.array([_five(np.array(p, np.float32)) for p in points], np.float32).reshape(-1, 5, 2)
+            points = [_five(_predicted(self._predictor, image, rectangle)) for rectangle in rectangles]
+            landmarks = np.array(points, np.float32).reshape(-1, 5, 2)
         faces = Faces(np.clip(boxes, 0, (width, height, width, height)).astype(np.float32), scores, landmarks)
         large = (boxes[:, 2:] - boxes[:, :2]).max(axis=1, initial=0) >= self.min_face_size
         return faces.select(large)
@@ -93,6 +96,23 @@ def _load_predictor(source: str | os.PathLike):
     if points not in (5, 68):
         raise UserError(f"{source} predicts {points} points; expected dlib's 5 or 68")
     return predictor
+
+
+def _predicted(predictor, image: np.ndarray, rectangle) -> np.ndarray:
+    """The predictor's points (n, 2), pixels of the photo, from an enlarged face with half its width around it."""
+    import cv2
+    import dlib
+
+    factor = max(1, -(-PREDICTOR_SIDE // rectangle.width()))
+    around = rectangle.width() // 2
+    x0, y0 = max(rectangle.left() - around, 0), max(rectangle.top() - around, 0)
+    part = image[y0 : rectangle.bottom() + around + 1, x0 : rectangle.right() + around + 1]
+    part = cv2.resize(part, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+    left, right = (rectangle.left() - x0) * factor, (rectangle.right() + 1 - x0) * factor - 1
+    top, bottom = (rectangle.top() - y0) * factor, (rectangle.bottom() + 1 - y0) * factor - 1
+    points = predictor(part, dlib.rectangle(left, top, right, bottom)).parts()
+    # The centre of enlarged pixel k lies at (k + 1/2) / factor - 1/2.
+    return (np.array([(point.x, point.y) for point in points], np.float32) + 0.5) / factor - 0.5 + np.float32((x0, y0))
 
 
 def _five(points: np.ndarray) -> np.ndarray:

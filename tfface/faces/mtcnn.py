@@ -11,12 +11,12 @@ suppressions are its own too, so that the same faces come out, only sooner:
 
 from __future__ import annotations
 
-import functools
 import importlib.resources
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
-import cv2
 import keras
 import numpy as np
 import tensorflow as tf
@@ -24,57 +24,40 @@ from keras import layers
 from scipy.special import expit
 
 from tfface.errors import UserError
+from tfface.faces import pyramid
 from tfface.faces.detect import Detector, Faces
-
-CELL, STRIDE = 12, 2
-"""P-Net's window and its step, pixels of a pyramid level."""
-
-SCALE_FACTOR = 0.709
-"""From one pyramid level to the next: about half the area."""
 
 BLOCK_PIXELS = 1 << 24
 """Photos are worked on in blocks of at most this many pixels together (or one photo). Memory grows with the block, by
-about 16 bytes a pixel of the greatest photo, never with the batch."""
+about 40 bytes a pixel of the greatest photo, never with the batch."""
 
-LEVEL_PIXELS = 1 << 20
-"""P-Net sees at most this many pixels at once: 40 MiB after its first layer."""
+PIECE_PIXELS = 1 << 18
+"""P-Net sees about this many pixels at once: 22 MiB after its first layer."""
 
-CANDIDATES = 1024
-"""R-Net and O-Net see at most so many candidates at once: 53 and 264 MiB after their first layer."""
+LOT_PIXELS = 128 * 24 * 24
+"""R-Net and O-Net see at most so many pixels of candidates at once, 128 and 32 of them, and at least an eighth: few
+numbers of candidates, since each that is new costs milliseconds of planning."""
 
 
 @keras.saving.register_keras_serializable("tfface")
 class PReLU(layers.Layer):
     """Parametric ReLU, one slope a channel.
 
-    These networks are so narrow that memory as much as arithmetic sets their pace. `keras.layers.PReLU`
-    passes over it five times; max(x, slope * x), right where no slope is above 1, twice; x + (slope - 1) *
-    min(x, 0) three times.
-
-    Args:
-        steep: whether a slope may be above 1.
+    No slope of these networks is above 1, so it is max(x, slope * x): two passes over memory, which sets the pace of
+    networks so narrow, where `keras.layers.PReLU` takes five.
     """
-
-    def __init__(self, steep: bool = False, **kwargs):
-        super().__init__(**kwargs)
-        self.steep = steep
 
     def build(self, shape):
         self.slope = self.add_weight(shape=shape[-1:], name="slope")
 
     def call(self, x):
-        if self.steep:
-            return x + (self.slope - 1) * keras.ops.minimum(x, 0)
         return keras.ops.maximum(x, self.slope * x)
-
-    def get_config(self):
-        return super().get_config() | {"steep": self.steep}
 
 
 def proposal_network() -> keras.Model:
     """P-Net: pixels (n, height, width, 3) to (n, rows, columns, 5): logit of a face, four box offsets."""
     x = inputs = layers.Input((None, None, 3))
-    x = _convolution(x, 10, 3, "conv1", steep=True)
+    x = _convolution(x, 11, 3, "conv1")
     x = layers.MaxPooling2D(2, padding="same")(x)
     x = _convolution(x, 16, 3, "conv2")
     x = _convolution(x, 32, 3, "conv3")
@@ -84,7 +67,7 @@ def proposal_network() -> keras.Model:
 def refinement_network() -> keras.Model:
     """R-Net: candidates (n, 24, 24, 3), pixels, to (n, 5): logit of a face, four box offsets."""
     x = inputs = layers.Input((24, 24, 3))
-    x = _convolution(x, 28, 3, "conv1", steep=True)
+    x = _convolution(x, 30, 3, "conv1")
     x = layers.MaxPooling2D(3, 2, padding="same")(x)
     x = _convolution(x, 48, 3, "conv2")
     x = layers.MaxPooling2D(3, 2)(x)
@@ -105,13 +88,37 @@ def output_network() -> keras.Model:
     return keras.Model(inputs, _dense(x, 256, 15), name="onet")
 
 
-def _convolution(x, filters: int, size: int, name: str, steep: bool = False):
-    return PReLU(steep, name=f"{name}_slope")(layers.Conv2D(filters, size, name=name)(x))
+def _convolution(x, filters: int, size: int, name: str):
+    return PReLU(name=f"{name}_slope")(layers.Conv2D(filters, size, name=name)(x))
 
 
 def _dense(x, units: int, outputs: int):
     x = layers.Dense(units, name="dense")(layers.Flatten()(x))
     return layers.Dense(outputs, name="head")(PReLU(name="dense_slope")(x))
+
+
+def _canvas_network(network: keras.Model) -> keras.Model:
+    """P-Net up to its last features, on canvases of several levels: (n, height, width, 4) to (n, rows, columns, 32).
+
+    The fourth channel is 1 outside the levels. What the first layer makes of windows that reach there is pushed below
+    all else, so the pooling after it passes it by, as it does at the border of a level that stands alone. That works
+    on both signs of max(x, slope * x) only before the maximum; and the greatest of maxima is the maximum of the
+    greatest, so x and slope * x are two convolutions, pooled each, and the maximum has a quarter of the work.
+    """
+    inputs = layers.Input((None, None, 4))
+    kernel, bias = network.get_layer("conv1").get_weights()
+    (slope,) = network.get_layer("conv1_slope").get_weights()
+    outside = np.zeros((3, 3, 1, len(bias)), np.float32)
+    outside[-1, -1] = -1e6  # the corner that leaves a level first, to the right or below
+    branches = []
+    for factor in (np.ones_like(slope), slope):
+        branch = layers.Conv2D(len(bias), 3)
+        branches.append(layers.MaxPooling2D(2)(branch(inputs)))
+        branch.set_weights([np.concatenate([kernel * factor, outside], axis=2), bias * factor])
+    x = layers.Maximum()(branches)
+    for layer in network.layers[4:-1]:
+        x = layer(x)
+    return keras.Model(inputs, x)
 
 
 def _pretrained(network: keras.Model) -> keras.Model:
@@ -124,25 +131,6 @@ def _pretrained(network: keras.Model) -> keras.Model:
                 keys = [f"{name}/slope"] if slope else [f"{name}/kernel", f"{name}/bias"]
                 layer.set_weights([arrays[key] for key in keys])
     return network
-
-
-def pyramid_scales(height: int, width: int, min_face_size: float) -> list[float]:
-    """Scales of a photo's pyramid: the smallest face fills P-Net's window on the first level, the photo on
-    the last.
-
-    Args:
-        height: of the photo, pixels.
-        width: of the photo, pixels.
-        min_face_size: the smallest face to be found, pixels.
-
-    Returns:
-        Scales, descending; none where the photo is smaller than the smallest face.
-    """
-    scales, scale = [], CELL / min_face_size
-    while min(height, width) * scale >= CELL:
-        scales.append(scale)
-        scale *= SCALE_FACTOR
-    return scales
 
 
 def suppress(boxes: np.ndarray, threshold: float, of_smaller: bool = False) -> np.ndarray:
@@ -200,24 +188,28 @@ class MTCNN(Detector):
         score_threshold: float = 0.8,
     ):
         thresholds = (proposal_threshold, refinement_threshold, score_threshold)
-        if not min_face_size >= CELL:
-            raise UserError(f"min_face_size must be at least {CELL} pixels, received {min_face_size}")
+        if not min_face_size >= pyramid.CELL:
+            raise UserError(f"min_face_size must be at least {pyramid.CELL} pixels, received {min_face_size}")
         if not all(0 < threshold < 1 for threshold in thresholds):
             raise UserError(f"MTCNN's thresholds must lie between 0 and 1, received {thresholds}")
         self.min_face_size = float(min_face_size)
         self.refinement_threshold = refinement_threshold
         self.score_threshold = score_threshold
         pnet = _pretrained(proposal_network())
+        features, head = _canvas_network(pnet), pnet.get_layer("head")
+        kernel, bias = head.kernel[0, 0], head.bias
         logit = float(np.log(proposal_threshold / (1 - proposal_threshold)))
 
-        def propose(canvases):
-            maps = pnet(canvases)
-            places = tf.where(maps[..., 0] > logit)
-            return tf.cast(places, tf.int32), tf.gather_nd(maps, places)
+        def propose(canvases):  # the box offsets are computed for the candidates alone
+            maps = features(canvases)
+            shape = tf.shape(maps)
+            logits = tf.reshape(tf.reshape(maps, (-1, kernel.shape[0])) @ kernel[:, :1], shape[:3])
+            places = tf.where(logits > logit - bias[0])
+            return tf.cast(places, tf.int32), tf.gather_nd(maps, places) @ kernel + bias
 
         photos, candidates = tf.TensorSpec((None, None, None, 3), tf.uint8), tf.TensorSpec((None, 6))
         self._cut = _compiled(_cut, photos, candidates, tf.TensorSpec((), tf.int32))
-        self._propose = _compiled(propose, tf.TensorSpec((None, None, None, 3)))
+        self._propose = _compiled(propose, tf.TensorSpec((None, None, None, 4)))
         self._refine = _compiled(_pretrained(refinement_network()), tf.TensorSpec((None, 24, 24, 3)))
         self._finish = _compiled(_pretrained(output_network()), tf.TensorSpec((None, 48, 48, 3)))
         self._threads = ThreadPoolExecutor(2)  # one level's resizing and suppression hide behind another's network
@@ -255,36 +247,45 @@ class MTCNN(Detector):
 
     def _proposals(self, stack: np.ndarray) -> np.ndarray:
         """P-Net's candidates of photos of one size, squared: rows of (photo, x0, y0, x1, y1, score)."""
-        height, width = stack.shape[1:3]
-        scales = pyramid_scales(height, width, self.min_face_size)
-        at_once = max(1, LEVEL_PIXELS // (height * width))
-        rows = [np.zeros((0, 6), np.float32)]
-        for start in range(0, len(stack), at_once):
-            images = [image.astype(np.float32) for image in stack[start : start + at_once]]
-            rows.extend(self._threads.map(functools.partial(self._level, images, start), scales))
-        return _squared(_suppressed(np.concatenate(rows), 0.7))
+        levels = pyramid.pyramid(*stack.shape[1:3], self.min_face_size, PIECE_PIXELS)
+        rows = [np.zeros((0, 7), np.float32)]
+        if levels:
+            at_once, drawn = (max(1, times * PIECE_PIXELS // math.prod(levels.shape)) for times in (1, 4))
+            for start in range(0, len(stack), drawn):
+                canvases = levels.draw(stack[start : start + drawn], self._threads.map)
+                corners = list(itertools.product(range(0, len(canvases), at_once), levels.strips()))
+                pieces = [canvases[n : n + at_once, top : top + levels.strip_pixels()] for n, top in corners]
+                found = self._threads.map(self._search, pieces)
+                for (first, top), (places, values) in zip(corners, found, strict=True):
+                    places += (start + first, top // pyramid.STRIDE, 0)
+                    rows.append(_placed(places, values, levels))
+        rows = _suppressed(np.concatenate(rows), 0.5, by=(0, 6))
+        return _squared(_suppressed(rows[:, :6], 0.7))
 
-    def _level(self, images: list[np.ndarray], start: int, scale: float) -> np.ndarray:
-        """P-Net's candidates on one level of the pyramid, for photos numbered from `start`."""
-        rows = [np.zeros((0, 6), np.float32)]
-        for first_row, strip in _strips(_resized(images, scale)):
-            places, values = (array.numpy() for array in self._propose(tf.convert_to_tensor(strip)))
-            places[:, 1] += first_row
-            # A cell's window covers 12 pixels; the package counts it from its second pixel to its end.
-            origin = places[:, :0:-1] * STRIDE
-            boxes = np.concatenate([origin + 1, origin + CELL], axis=1) + values[:, 1:] * (CELL - 1)
-            parts = [places[:, :1] + start, boxes / scale, expit(values[:, :1])]
-            rows.append(np.concatenate(parts, axis=1, dtype=np.float32))
-        return _suppressed(np.concatenate(rows), 0.5)
+    def _search(self, strips: np.ndarray) -> list[np.ndarray]:
+        """Cells of strips of canvases that P-Net takes for faces: places (photo, row, column), logit and offsets."""
+        return [array.numpy() for array in self._propose(tf.convert_to_tensor(strips))]
 
     def _run(self, network, stacks: list[tf.Tensor], candidates: list[np.ndarray]) -> list[np.ndarray]:
         """Cuts the candidates of all stacks out and runs them through R-Net or O-Net together."""
-        size = tf.constant(network.structured_input_signature[0][0].shape[1])
-        crops = [self._cut(*pair, size) for pair in zip(stacks, map(tf.convert_to_tensor, candidates), strict=True)]
-        crops = tf.concat(crops, axis=0)
-        outputs = [network(crops[start : start + CANDIDATES]).numpy() for start in range(0, len(crops), CANDIDATES)]
-        values = np.concatenate(outputs) if outputs else np.zeros((0, 15), np.float32)
-        return np.split(values, np.cumsum([len(rows) for rows in candidates])[:-1])
+        counts = np.array([len(rows) for rows in candidates])
+        total = counts.sum()
+        if not total:
+            return [np.zeros((0, 15), np.float32) for _ in candidates]
+        size = network.structured_input_signature[0][0].shape[1]
+        most = max(1, LOT_PIXELS // size**2)
+        step = max(1, most // 8)
+        lots = pyramid.shares(total, most)
+        lot = -(-total // (lots * step)) * step
+        padding = np.zeros((lots * lot - total, 6), np.float32)
+        candidates = [*candidates[:-1], np.concatenate([candidates[-1], padding])]
+        crops = [
+            self._cut(*pair, tf.constant(size))
+            for pair in zip(stacks, map(tf.convert_to_tensor, candidates), strict=True)
+        ]
+        crops = tf.split(tf.concat(crops, axis=0), lots)
+        values = np.concatenate(list(self._threads.map(lambda crops: network(crops).numpy(), crops)))
+        return np.split(values[:total], np.cumsum(counts)[:-1])
 
 
 def _compiled(function, *signature: tf.TensorSpec):
@@ -304,20 +305,16 @@ def _blocks(images: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
     yield block
 
 
-def _resized(images: list[np.ndarray], scale: float) -> np.ndarray:
-    """One pyramid level (n, height, width, 3) of photos of one size, float32, by averaging areas."""
-    height, width = (int(side * scale) for side in images[0].shape[:2])
-    level = np.empty((len(images), height, width, 3), np.float32)
-    for image, out in zip(images, level, strict=True):
-        cv2.resize(image, (width, height), out, interpolation=cv2.INTER_AREA)
-    return level
-
-
-def _strips(level: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """A level in strips (first row of cells, pixels) that overlap by what a cell sees beyond its step."""
-    rows = max(CELL, LEVEL_PIXELS // (len(level) * level.shape[2]) // STRIDE * STRIDE)
-    for top in range(0, level.shape[1] - (CELL - STRIDE), rows):
-        yield top // STRIDE, level[:, top : top + rows + CELL - STRIDE]
+def _placed(places: np.ndarray, values: np.ndarray, levels: pyramid.Pyramid) -> np.ndarray:
+    """Cells of canvases (photo, row, column) and their values as rows of (photo, x0, y0, x1, y1, score, level)."""
+    number = levels.level[places[:, 1], places[:, 2]]
+    inside = number >= 0  # the whole window lies in one level
+    places, values, number = places[inside], values[inside], number[inside]
+    # A cell's window covers 12 pixels; the package counts it from its second pixel to its end.
+    origin = places[:, :0:-1] * pyramid.STRIDE - levels.boxes[number, :2]
+    boxes = np.concatenate([origin + 1, origin + pyramid.CELL], axis=1) + values[:, 1:] * (pyramid.CELL - 1)
+    boxes /= levels.scales[number, None]
+    return np.concatenate([places[:, :1], boxes, expit(values[:, :1]), number[:, None]], axis=1, dtype=np.float32)
 
 
 def _cut(stack, rows, size):
