@@ -38,10 +38,10 @@ def test_every_example_parses(verb):
     [
         (
             ["build", "nothing"],
-            "Unknown data set. Expected one of: lfw_pairs, synthetic_faces, utkface. Received: nothing.",
+            "Unknown data set. Expected one of: bupt_balancedface, fairface, image_folder, lfw_pairs, ",
         ),
         (["build", "utkface", "--manual-dir", "/no/such/folder"], "--manual-dir must be a folder"),
-        (["train", "nothing"], "Unknown recipe. Expected one of: arg."),
+        (["train", "nothing"], "Unknown recipe. Expected one of: arg, multitask, gender."),
         (["train", "arg", "--set", "epoch=3"], "Did you mean epochs? Valid fields: age, "),
         (["train", "arg", "--variant", "nothing"], "Valid variants: bins"),
         (["train", "arg", "--data", "no_such_set"], "Build it first"),

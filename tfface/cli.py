@@ -47,8 +47,18 @@ def main(arguments: list[str] | None = None) -> int:
 def _build(options):
     from tfface import commands
 
+    chosen = {"size": options.size, "no_face": options.no_face, "detector": options.detector}
+    chosen = {name: value for name, value in chosen.items() if value}
+    if chosen and not options.align:
+        raise UserError(f"{', '.join(chosen)} given without --align; name the alignment: eyes, five-point or margin")
     commands.build(
-        options.data, options.manual_dir, options.data_dir, options.builders or commands.BUILDERS, options.beam
+        options.data,
+        options.manual_dir,
+        options.data_dir,
+        options.builders or commands.BUILDERS,
+        options.beam,
+        {"align": options.align, **chosen} if options.align else None,
+        options.workers,
     )
 
 
@@ -88,7 +98,14 @@ def _train(options):
 def _evaluate(options):
     from tfface import commands
 
-    commands.evaluate(options.run_folder, options.split, options.data, options.data_dir, options.bfloat16)
+    commands.evaluate(
+        options.run_folder,
+        options.split,
+        options.data,
+        options.data_dir,
+        options.bfloat16,
+        not options.without_near_copies,
+    )
 
 
 def _report(options):
@@ -121,6 +138,50 @@ def _predict(options):
     return predict_photos(options.photos, options.model, options.detector, options.out, options.to)
 
 
+def _detect(options):
+    from tfface.faces.prepare import detect_photos
+
+    return detect_photos(options.photos, options.detector, options.min_face_size, options.out, options.to)
+
+
+def _align(options):
+    from tfface.faces.prepare import align_photos
+
+    return align_photos(
+        options.photos,
+        options.align,
+        options.size,
+        options.faces,
+        options.no_face,
+        options.detector,
+        options.min_face_size,
+        f".{options.format}",
+        options.to,
+    )
+
+
+def _prune(options):
+    from tfface.pruning.checkpoint import prune_checkpoint, table
+
+    result = prune_checkpoint(
+        options.checkpoint,
+        options.ratio,
+        options.importance,
+        options.scope,
+        options.multiple_of,
+        options.exclude,
+        options.untouched,
+        options.schedule,
+        options.finetune,
+        options.data,
+        options.data_dir,
+        options.input_shape,
+        options.out,
+    )
+    print(table(result))
+    print(f"\npruned: {result['file']}")
+
+
 def _export(options):
     from tfface import commands
 
@@ -141,6 +202,20 @@ def _verify(options):
     from tfface import commands
 
     commands.verify(options.model, options.data, options.data_dir, options.crop, options.mirror, options.bfloat16)
+
+
+def _lr_find(options):
+    from tfface.training.lr_find import find_for_recipe
+
+    recipe = _recipe(options)
+    find_for_recipe(
+        recipe,
+        options.out or _folder(options, recipe) / "lr-find",
+        options.data_dir,
+        options.device,
+        options.bfloat16,
+        options.steps,
+    )
 
 
 def _sweep(options):
@@ -168,6 +243,20 @@ def _seeds(text: str) -> list[int]:
     return [int(word) for word in text.split(",")]
 
 
+def _size(text: str) -> tuple[int, int]:
+    sides = text.split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH or one side, pixels, received {text}")
+    return int(sides[0]), int(sides[-1])
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    sides = text.split("x")
+    if not all(side.isdecimal() for side in sides):
+        raise argparse.ArgumentTypeError(f"expected sides and channels, such as 224x224x3, received {text}")
+    return tuple(map(int, sides))
+
+
 def _outputs(text: str) -> tuple[str, ...]:
     words = tuple(text.split(","))
     unknown = set(words) - {"picture", "json", "csv"}
@@ -189,7 +278,7 @@ def _compute_options(parser):
 
 
 def _recipe_options(parser):
-    parser.add_argument("recipe", help="name of a recipe: arg")
+    parser.add_argument("recipe", help="name of a recipe: arg, multitask, gender")
     parser.add_argument("--variant", default="", help="one of the recipe's variants")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the recipe"
@@ -210,13 +299,29 @@ def _run_option(parser):
 
 def _build_options(parser):
     parser.add_argument(
-        "data", metavar="NAME", help="data set, NAME or NAME/CONFIG: utkface, lfw_pairs, synthetic_faces"
+        "data", metavar="NAME", help="data set, NAME or NAME/CONFIG: those of datasets/, such as utkface"
     )
     parser.add_argument("--manual-dir", metavar="DIR", help="folder of the original files, for sets under licence")
     parser.add_argument(
         "--builders", metavar="DIR", help="folder of TFDS builders (default: datasets/ of the checkout)"
     )
-    parser.add_argument("--beam", metavar="KEY=VALUE,...", help="options of Apache Beam, for builders that use it")
+    parser.add_argument("--align", choices=("eyes", "five-point", "margin"), help="cut the faces out anew, aligned")
+    parser.add_argument(
+        "--size", type=_size, metavar="112x96", help="height x width of the crops (default: the paper's)"
+    )
+    parser.add_argument(
+        "--no-face", choices=("skip", "centre", "error"), help="what to do with a photo without a face (default: skip)"
+    )
+    parser.add_argument("--detector", help="mtcnn, yolo, dlib or yolo:FILE.onnx (default: the paper's)")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="how many align at once, 0 for one a core (default: 1)"
+    )
+    parser.add_argument(
+        "--beam",
+        "--beam_pipeline_options",
+        metavar="KEY=VALUE,...",
+        help="options of Apache Beam, such as those of a cluster's runner",
+    )
     _data_options(parser)
 
 
@@ -229,6 +334,9 @@ def _evaluate_options(parser):
     _run_option(parser)
     parser.add_argument("--split", default="test", help="split of the data set (default: test)")
     parser.add_argument("--data", default="", help="another prepared data set with the same labels")
+    parser.add_argument(
+        "--without-near-copies", action="store_true", help="leave out images that another split holds in another form"
+    )
     _data_options(parser)
     _compute_options(parser)
 
@@ -252,6 +360,78 @@ def _predict_options(parser):
     parser.add_argument("--to", default="predictions", metavar="DIR", help="folder of the results")
 
 
+def _detect_options(parser):
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, folders or globs")
+    parser.add_argument("--detector", default="mtcnn", help="mtcnn, yolo, dlib or yolo:FILE.onnx (default: mtcnn)")
+    parser.add_argument(
+        "--min-face-size", type=int, metavar="N", help="the smallest face, pixels (default: the detector's)"
+    )
+    parser.add_argument(
+        "--out",
+        type=_outputs,
+        default=("json",),
+        metavar="json,picture",
+        help="what to write; the JSON lines are always written, a stopped run goes on by them (default: json)",
+    )
+    parser.add_argument("--to", default="faces", metavar="DIR", help="folder of the results (default: faces)")
+
+
+def _align_options(parser):
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, folders or globs")
+    parser.add_argument("--align", choices=("eyes", "five-point", "margin"), required=True, help="how to cut")
+    parser.add_argument(
+        "--size", type=_size, metavar="112x96", help="height x width of the crops (default: the paper's)"
+    )
+    parser.add_argument(
+        "--faces", choices=("all", "largest"), default="all", help="every face, or one a photo (default: all)"
+    )
+    parser.add_argument(
+        "--no-face",
+        choices=("skip", "centre", "error"),
+        default="skip",
+        help="what to do with a photo without a face (default: skip)",
+    )
+    parser.add_argument("--detector", help="mtcnn, yolo, dlib or yolo:FILE.onnx (default: the paper's)")
+    parser.add_argument(
+        "--min-face-size", type=int, default=40, metavar="N", help="the smallest face, pixels (default: 40)"
+    )
+    parser.add_argument(
+        "--format", choices=("jpg", "png"), default="jpg", help="of the crops (default: jpg, quality 95)"
+    )
+    parser.add_argument("--to", default="aligned", metavar="DIR", help="folder of the results (default: aligned)")
+
+
+def _prune_options(parser):
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .keras file, or the folder of a run")
+    parser.add_argument("--ratio", type=float, required=True, help="share of the channels that goes, in (0, 1)")
+    parser.add_argument(
+        "--importance", default="l1", help="l1, l2, batchnorm, taylor (runs only) or random (default: l1)"
+    )
+    parser.add_argument(
+        "--scope", choices=("layer", "block", "global"), default="layer", help="where channels are ranked together"
+    )
+    parser.add_argument(
+        "--multiple-of", type=int, default=8, metavar="N", help="round kept channels to it (default: 8)"
+    )
+    parser.add_argument(
+        "--exclude", nargs="+", default=(), metavar="NAME", help="layers, or patterns, whose channels all stay"
+    )
+    parser.add_argument(
+        "--untouched", nargs="+", default=(), metavar="NAME", help="layers, or patterns, that stay exactly as they are"
+    )
+    parser.add_argument("--finetune", type=int, default=0, metavar="EPOCHS", help="train by the run's recipe")
+    parser.add_argument(
+        "--schedule",
+        choices=("constant", "polynomial"),
+        default="",
+        help="mask little by little over the first half of --finetune (default: cut first, then train)",
+    )
+    parser.add_argument("--data", default="", help="prepared data set for accuracy and training (runs only)")
+    parser.add_argument("--input-shape", type=_shape, metavar="224x224x3", help="where the model leaves it open")
+    parser.add_argument("--out", metavar="DIR", help="folder of the results (default: beside the checkpoint)")
+    _data_options(parser)
+
+
 def _export_options(parser):
     _run_option(parser)
     parser.add_argument("--out", metavar="DIR", help="folder of the SavedModel (default: RUN/saved_model)")
@@ -271,6 +451,11 @@ def _verify_options(parser):
     parser.add_argument("--mirror", action="store_true", help="add the embedding of the mirror image")
     _data_options(parser)
     _compute_options(parser)
+
+
+def _lr_find_options(parser):
+    _recipe_options(parser)
+    parser.add_argument("--steps", type=int, default=100, help="steps of the range test (default: 100)")
 
 
 def _sweep_options(parser):
@@ -298,11 +483,30 @@ VERBS = {
         _reproduce_options,
         "tfface reproduce arg --variant years --seeds 0,1,2",
     ),
+    "lr-find": (
+        "find the learning rate of a recipe by a range test",
+        _lr_find,
+        _lr_find_options,
+        "tfface lr-find gender --steps 100",
+    ),
     "sweep": (
         "search learning rates, loss weights and age encodings",
         _sweep,
         _sweep_options,
         "tfface sweep arg --trials 20",
+    ),
+    "detect": ("find the faces in photos", _detect, _detect_options, "tfface detect photos/ --out json,picture"),
+    "align": (
+        "cut the faces out of photos, aligned",
+        _align,
+        _align_options,
+        "tfface align photos/ --align five-point --to aligned",
+    ),
+    "prune": (
+        "take whole filters out of a network",
+        _prune,
+        _prune_options,
+        "tfface prune runs/arg/seed-0 --ratio 0.3",
     ),
     "predict": (
         "age, gender and race of the faces in photos",

@@ -23,7 +23,15 @@ def say(*words) -> None:
 # --- data
 
 
-def build(data: str, manual_dir=None, data_dir=None, builders=BUILDERS, beam_pipeline_options=None) -> Path:
+def build(
+    data: str,
+    manual_dir=None,
+    data_dir=None,
+    builders=BUILDERS,
+    beam_pipeline_options=None,
+    align=None,
+    workers=1,
+) -> Path:
     """Prepare a data set with its TFDS builder; one that is prepared is left as it is.
 
     Args:
@@ -32,6 +40,8 @@ def build(data: str, manual_dir=None, data_dir=None, builders=BUILDERS, beam_pip
         data_dir: where to prepare it; TFDS's own default if None.
         builders: folder of the builders.
         beam_pipeline_options: options for Apache Beam, "key=value,key=value".
+        align: how its faces are to be aligned, arguments of `tfface.data.aligned.aligned_config`; as they are if None.
+        workers: how many align at once on this machine; 0 for one a core.
 
     Returns:
         The prepared folder.
@@ -59,6 +69,10 @@ def build(data: str, manual_dir=None, data_dir=None, builders=BUILDERS, beam_pip
     except ValueError as error:
         configs = ", ".join(module.Builder.builder_configs)
         raise UserError(f"{name} has no config {config}. Expected one of: {configs or 'none'}.") from error
+    if align:
+        from tfface.data.aligned import aligned_config
+
+        builder = module.Builder(config=aligned_config(builder, **align), data_dir=data_dir)
     ready = Path(builder.data_dir)
     if ready.exists():
         say(f"{builder.info.full_name} is prepared already: {ready}")
@@ -67,10 +81,10 @@ def build(data: str, manual_dir=None, data_dir=None, builders=BUILDERS, beam_pip
         say(f"Removing {leftover.name}, which a build that was killed left behind.")
         shutil.rmtree(leftover, ignore_errors=True)
     options = {}
-    if beam_pipeline_options:
-        from apache_beam.options.pipeline_options import PipelineOptions
+    if align or beam_pipeline_options:
+        from tfface.data.alignment_pipeline import pipeline_options
 
-        options["beam_options"] = PipelineOptions([f"--{option}" for option in beam_pipeline_options.split(",")])
+        options["beam_options"] = pipeline_options(workers, beam_pipeline_options or "")
     try:
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(
@@ -95,12 +109,23 @@ def run_folder(recipe, variant: str = "", data: str = "") -> Path:
     return Path("runs") / "-".join(part for part in parts if part)
 
 
-def evaluate(folder, split="test", data="", data_dir=None, bfloat16=False) -> dict:
+def evaluate(folder, split="test", data="", data_dir=None, bfloat16=False, near_copies=True) -> dict:
     """Run the model of a run over a split; write predictions and figures beside it and print the main ones.
+
+    Args:
+        folder: the run's folder.
+        split: name of the split.
+        data: another prepared data set with the same labels; the run's own if empty.
+        data_dir: where data sets are prepared.
+        bfloat16: compute frozen features in bfloat16.
+        near_copies: False leaves out the images that are near copies of one in another split: the same photo, scaled,
+            coloured or encoded anew, which no comparison of bytes finds.
 
     Returns:
         The figures, as they stand in metrics.json under the split's name.
     """
+    import numpy as np
+
     from tfface.evaluation.evaluate import evaluate as figures_of
     from tfface.evaluation.fairness import by_group
     from tfface.evaluation.predictions import predict_split
@@ -109,6 +134,16 @@ def evaluate(folder, split="test", data="", data_dir=None, bfloat16=False) -> di
     run = Run(folder)
     predictions = predict_split(run, split, data, data_dir, bfloat16)
     name = f"{data.replace('/', '-')}-{split}" if data else split
+    if not near_copies:
+        from tfface.data import pipeline
+        from tfface.data.near_copies import near_others, split_hashes
+
+        builder = pipeline.open_dataset(data or run.recipe().data, data_dir)
+        hashes = {part: split_hashes(builder, part) for part in builder.info.splits}
+        others = np.concatenate([values for part, values in hashes.items() if part != split])
+        near = near_others(hashes[split], others)
+        say(f"{near.sum()} of {len(near)} images of {split} have a near copy in another split and are left out.")
+        predictions, name = predictions.chosen(~near), f"{name}-without-near-copies"
     figures = {**figures_of(predictions), "groups": by_group(predictions)}
     predictions.save(run.folder / f"predictions-{name}.npz")
     path = run.folder / "metrics.json"

@@ -12,6 +12,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from tqdm import tqdm
 
+from tfface.data import aligned
 from tfface.errors import UserError
 
 FOLDERS = ("lfw-deepfunneled", "lfw")
@@ -102,14 +103,14 @@ def find_images(folder: Path, pairs: list[Pair]) -> dict[str, Path]:
     return images
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(aligned.AlignableBuilder):
     """The pairs of LFW, or each of their images once."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "View 2 in file order."}
     BUILDER_CONFIGS: ClassVar = [
-        tfds.core.BuilderConfig(name="pairs", description="Two images, same person or not, fold; in file order."),
-        tfds.core.BuilderConfig(name="images", description="Each image of the pairs once, sorted by name."),
+        aligned.AlignableConfig(name="pairs", description="Two images, same person or not, fold; in file order."),
+        aligned.AlignableConfig(name="images", description="Each image of the pairs once, sorted by name."),
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Get the deep-funneled images and pairs.txt of Labeled Faces in the Wild (figshare article 5976018), "
@@ -131,13 +132,19 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             "images": {"image": image, "identity": text, "key": text},
         }
         return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(features[self.builder_config.name]),
+            features=tfds.features.FeaturesDict(features[self.builder_config.unaligned]),
             disable_shuffling=True,
             homepage="https://vis-www.cs.umass.edu/lfw/",
             metadata=tfds.core.MetadataDict(),
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        config = self.builder_config
+        if config.align and (config.unaligned != "images" or config.no_face == "skip"):
+            raise UserError(
+                f"LFW is aligned image by image and without a gap, or its figures would change; received the config "
+                f"{config.name} with no_face {config.no_face}: build lfw_pairs/images with --no-face centre"
+            )
         try:
             root = Path(dl_manager.manual_dir)
         except AssertionError as error:  # TFDS' own check that it exists and is not empty, in several lines
@@ -154,8 +161,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         self.info.metadata["folder"] = folder.name
         pairs = read_pairs(root / "pairs.txt")
         images = find_images(folder, pairs)
-        if self.builder_config.name == "images":
-            return {"test": self._generate_images(images)}
+        if config.unaligned == "images":
+            return self.aligned({"test": self._generate_images(images)})
         return {"test": self._generate_examples(pairs, images)}
 
     def _generate_examples(self, pairs, images):

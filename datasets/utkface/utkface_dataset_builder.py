@@ -18,6 +18,7 @@ from absl import logging
 from tqdm import tqdm
 
 from tfface import labels
+from tfface.data import aligned
 from tfface.errors import UserError
 
 FOLDER = "UTKFace"
@@ -154,7 +155,7 @@ def _report(files, images, left_out):
             )
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(aligned.AlignableBuilder):
     """UTKFace with exact age, gender and race, free of copies, split by content."""
 
     VERSION = tfds.core.Version("1.0.0")
@@ -197,7 +198,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
                 f"none for {' and '.join(empty)} ({len(left_out['undecodable'])} cannot be decoded); "
                 "unpack all of UTKFace again"
             )
-        return {split: self._generate_examples(photos) for split, photos in splits.items()}
+        return self.aligned({split: self._generate_examples(photos) for split, photos in splits.items()})
 
     def _generate_examples(self, images):
         for digest, photo in images.items():

@@ -105,6 +105,22 @@ class Predictions:
         _require(np.isfinite(values).all(), f"{what} must be finite", f"{(~np.isfinite(values)).sum()} NaN or Inf")
         return values
 
+    def chosen(self, which: np.ndarray) -> Predictions:
+        """Those of the examples that a mask `(n,)` keeps."""
+
+        def part(values):
+            return None if values is None else np.asarray(values)[which]
+
+        return Predictions(
+            part(self.key),
+            {name: part(values) for name, values in self.truth.items()},
+            {name: part(values) for name, values in self.probabilities.items()},
+            self.classes,
+            part(self.age_years),
+            part(self.age_spread),
+            self.ordered,
+        )
+
     def save(self, path: str | Path) -> Path:
         """Write an .npz without pickles, aside first and then renamed.
 

@@ -20,12 +20,30 @@ from tfface.training.run import Run, split_at
 def predict_split(
     run: Run, split: str, data: str = "", data_dir: str | Path | None = None, bfloat16: bool = False, progress=True
 ) -> Predictions:
-    """What the model of a run says on a split.
+    """What the model of a run says on a split; see `predict_with`.
+
+    Raises:
+        UserError: no model, no such data set or split.
+    """
+    return predict_with(run.recipe(), run.model(), split, data, data_dir, bfloat16, progress)
+
+
+def predict_with(
+    recipe: Recipe,
+    model: keras.Model,
+    split: str,
+    data: str = "",
+    data_dir: str | Path | None = None,
+    bfloat16: bool = False,
+    progress: bool = True,
+) -> Predictions:
+    """What a model says on a split.
 
     Args:
-        run: a run that has kept a model.
+        recipe: the recipe that the model was trained by.
+        model: the whole network, from pixels to outputs.
         split: name of the split.
-        data: another prepared data set with the same labels; the run's own if empty.
+        data: another prepared data set with the same labels; the recipe's own if empty.
         data_dir: where data sets are prepared.
         bfloat16: compute frozen features in bfloat16.
         progress: draw progress bars.
@@ -34,9 +52,8 @@ def predict_split(
         The predictions with the truth. An age head of any kind gives years and the nine bins of the ARG poster.
 
     Raises:
-        UserError: no model, no such data set or split.
+        UserError: no such data set or split.
     """
-    recipe, model = run.recipe(), run.model()
     builder = pipeline.open_dataset(data or recipe.data, data_dir)
     truth = pipeline.label_arrays(builder, split)
     outputs = _outputs(recipe, model, builder, split, bfloat16, progress)

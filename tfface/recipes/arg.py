@@ -88,7 +88,7 @@ class ARG(Recipe):
         bottleneck_width: units of the fresh bottleneck.
         dropout_rate: dropout around the bottleneck.
         schedule: how the learning rate falls: "staircase" (the paper) or "cosine" (to zero at the end).
-        backbone_factor: factor on the backbone's learning rate when it is trained.
+        backbone_factor: factor on the backbone's learning rate when it is trained; 0 freezes it.
     """
 
     name: ClassVar[str] = "arg"
@@ -131,7 +131,10 @@ class ARG(Recipe):
         "tail": {**YEARS, **TAIL},
         # The same two on FairFace, whose networks of paper 2 learn the same labels from nothing.
         "fairface": {**YEARS, **FAIRFACE},
-        "fairface-tail": {**YEARS, **FAIRFACE, **TAIL},
+        "fairface-tail": {**YEARS, **FAIRFACE, **TAIL, "schedule_scale": 4 / 150},
+        # The last blocks and the head of gender begin where those of "fairface-tail" ended:
+        # --set initial=runs/arg-fairface-tail/seed-0
+        "tail-after-fairface": {**YEARS, **TAIL, "schedule_scale": 4 / 150, "initial": "runs/arg-fairface-tail/seed-0"},
         # Everything learns, from pixels: for a GPU, or days on a CPU.
         "finetune": {
             **YEARS,
@@ -175,7 +178,7 @@ class ARG(Recipe):
         # Where the backbone is trained, its batch norms keep the statistics of millions of faces: those of a few
         # thousand steps on another set would lag behind and swing.
         for layer in model.layers[: [layer.name for layer in model.layers].index(FEATURES)]:
-            if isinstance(layer, keras.layers.BatchNormalization):
+            if isinstance(layer, keras.layers.BatchNormalization) or not self.backbone_factor:
                 layer.trainable = False
         return model
 

@@ -149,10 +149,9 @@ class Predictor:
     def align(self, photo: np.ndarray, box: np.ndarray, landmarks: np.ndarray | None) -> np.ndarray:
         """The crop that the model was trained on: its data set's five points, or the box where there are none."""
         height, width = self.recipe.image_size
-        if landmarks is None:
-            matrix = align.similarity(align_box_points(box), self._target_points(width, height))
-        else:
-            matrix = align.similarity(landmarks, self._target_points(width, height))
+        points = align_box_points(box) if landmarks is None else landmarks
+        known = np.isfinite(points).all(axis=1)  # dlib's five points know no mouth
+        matrix = align.similarity(points[known], self._target_points(width, height)[known])
         return align.warp(photo, matrix, (height, width))
 
     def _target_points(self, width, height):

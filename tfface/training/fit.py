@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -114,19 +114,20 @@ class Prepared:
     fresh: list[str]
 
 
-def prepared(recipe: Recipe, builder, bfloat16: bool = False) -> Prepared:
+def prepared(recipe: Recipe, builder, bfloat16: bool = False, model: keras.Model | None = None) -> Prepared:
     """Build the network of a recipe, compile it, and open its data.
 
     Args:
         recipe: what to train.
         builder: its prepared data set, with the splits `train` and `validation`.
         bfloat16: compute frozen features in bfloat16 (see `cached_features`).
+        model: a network with the recipe's outputs to train in place of its own, such as a pruned one.
 
     Raises:
         UserError: no such split, or an `initial` run that does not fit.
     """
     keras.utils.set_random_seed(recipe.seed)
-    model = recipe.model()
+    model = model or recipe.model()
     carried, fresh = [], []
     if recipe.initial:
         carried, fresh = carry_weights(model, Run(recipe.initial).trained_file)
@@ -166,6 +167,9 @@ def fit(
     device: str = "auto",
     bfloat16: bool = False,
     verbose: int = 2,
+    model: keras.Model | None = None,
+    callbacks: Sequence[keras.callbacks.Callback] = (),
+    about: Mapping | None = None,
 ) -> Run:
     """Train a recipe, or go on where a killed run stopped; a run that is done is left as it is.
 
@@ -176,6 +180,10 @@ def fit(
         device: "auto", "cpu" or "gpu".
         bfloat16: compute frozen features in bfloat16 (see `cached_features`).
         verbose: Keras' `verbose`: 0 silent, 1 a bar, 2 a line an epoch.
+        model: a network with the recipe's outputs to train in place of its own, such as a pruned one. It ends with the
+            weights of the last epoch, also where the run was done before.
+        callbacks: what else acts during the training, such as pruning.
+        about: plain values that say what `model` is: a folder that holds a run of another one is refused.
 
     Returns:
         The run.
@@ -192,12 +200,14 @@ def fit(
     run = Run(folder)
     data = {"name": builder.info.full_name, "fingerprints": fingerprints}
     data["landmarks"] = (builder.info.metadata or {}).get("landmarks")
+    if about is not None:
+        data["model"] = dict(about)
     run.begin(recipe, data, where)
-    if run.done:
+    if run.done and model is None:
         return run
 
     started = time.monotonic()
-    ready = prepared(recipe, builder, bfloat16)
+    ready = prepared(recipe, builder, bfloat16, model)
     if recipe.initial:
         carried = {"from": recipe.initial, "carried": ready.carried, "fresh": ready.fresh}
         files.write_json(run.folder / "carried.json", carried)
@@ -219,13 +229,13 @@ def fit(
             validation_data=ready.validation,
             callbacks=[
                 *_policy(ready.model),
+                *callbacks,
                 recorder,
                 keras.callbacks.TensorBoard(run.folder / "events", write_graph=False),
             ],
             verbose=verbose,
         )
-    files.write_json(
-        run.done_file,
-        {"best_epoch": recorder.best_epoch(), "seconds": round(time.monotonic() - started, 1)},
-    )
+    if not run.done:
+        seconds = round(time.monotonic() - started, 1)
+        files.write_json(run.done_file, {"best_epoch": recorder.best_epoch(), "seconds": seconds})
     return run

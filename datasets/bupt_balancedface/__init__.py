@@ -1,0 +1,1 @@
+"""BUPT-Balancedface, a TFDS data set."""

@@ -1,0 +1,1 @@
+"""FairFace, a TFDS data set."""

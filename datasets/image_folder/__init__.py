@@ -1,0 +1,1 @@
+"""Any folder of class folders, a TFDS data set."""

@@ -1,0 +1,71 @@
+"""Files become distinct images: what is a copy, what contradicts, what cannot be read."""
+
+import hashlib
+
+import cv2
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tfface.data import originals
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Seven files: two images with one copy each, one of them under another label, and two that are broken."""
+    rng = np.random.default_rng(0)
+    pictures = [cv2.imencode(".png", rng.integers(0, 256, (8, 8, 3), np.uint8))[1].tobytes() for _ in range(3)]
+    contents = {
+        "b": (pictures[0], "man"),
+        "a": (pictures[0], "man"),
+        "c": (pictures[1], "man"),
+        "d": (pictures[1], "woman"),
+        "e": (pictures[2], "woman"),
+        "f": (pictures[2][:-30], "woman"),
+        "g": (b"", "man"),
+    }
+    for name, (content, _) in contents.items():
+        (tmp_path / name).write_bytes(content)
+    return [originals.Photo(name, tmp_path / name, label) for name, (_, label) in contents.items()]
+
+
+def test_copies_count_once_and_contradictions_not_at_all(photos):
+    images, left_out = originals.distinct(photos)
+    assert [photo.name for photo in images.values()] == ["b", "e"]
+    assert left_out == {"undecodable": ["f", "g"], "copies": [["b", "a"]], "conflicting": [["c", "d"]]}
+    for digest, photo in images.items():
+        assert digest == hashlib.sha256(photo.path.read_bytes()).hexdigest()
+    _, left_out = originals.distinct(reversed(photos))
+    assert left_out["copies"] == [["a", "b"]]  # the first that is given is the one kept
+
+
+def test_what_is_left_out_is_counted_and_named(photos, caplog):
+    images, left_out = originals.distinct(photos)
+    with caplog.at_level("INFO", logger="absl"):
+        originals.log_left_out("faces", len(images), {"row_without_a_file": list("hijkl"), **left_out})
+    assert [record.getMessage() for record in caplog.records] == [
+        "faces: 2 images kept",
+        "faces: left out as row without a file: 5 files, named in metadata.json: h, i, j ...",
+        "faces: left out as undecodable: 2 files, named in metadata.json: f, g",
+        "faces: left out as copies: 1 files in 1 groups, named in metadata.json: b = a",
+        "faces: left out as conflicting: 2 files in 1 groups, named in metadata.json: c = d",
+    ]
+
+
+def test_fraction_is_the_first_64_bits():
+    assert originals.fraction("0" * 64) == 0
+    assert originals.fraction("8" + "0" * 63) == 0.5
+    assert originals.fraction("f" * 13 + "0" * 51) < 1
+    fractions = [originals.fraction(hashlib.sha256(bytes([i])).hexdigest()) for i in range(256)]
+    assert np.mean(fractions) == pytest.approx(0.5, abs=0.06)
+
+
+def test_a_truncated_file_is_refused(photos):
+    whole = photos[4].path.read_bytes()
+    assert originals.decode(whole).shape == (8, 8, 3)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        originals.decode(whole[:-30])
+
+
+def test_pictures_without_faces_have_no_landmarks(photos):
+    assert originals.typical_landmarks([photos[0], photos[2]]) is None

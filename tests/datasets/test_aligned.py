@@ -1,0 +1,174 @@
+"""Data sets aligned by Beam: the crops of the verb, in one process or several, and what a killed build leaves."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from tfface import cli
+from tfface.data import alignment_pipeline
+from tfface.data.aligned import AlignableConfig, aligned_config
+from tfface.data.pipeline import open_dataset
+from tfface.errors import UserError
+from tfface.faces.crops import Alignment
+from tfface.faces.prepare import align_photos
+
+BLANK = "33_0_0_20170101000000000.jpg.chip.jpg"
+
+
+@pytest.fixture(scope="module")
+def photos(samples, tmp_path_factory):
+    """Forty photos of UTKFace and one without a face."""
+    folder = tmp_path_factory.mktemp("manual") / "UTKFace"
+    folder.mkdir()
+    for path in sorted((samples / "utkface" / "UTKFace").glob("3*.jpg"))[:40]:
+        shutil.copy(path, folder)
+    Image.fromarray(np.full((200, 200, 3), 90, np.uint8)).save(folder / BLANK)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch):
+    monkeypatch.setattr(alignment_pipeline, "PHOTOS_AT_ONCE", 8)
+
+
+def build(photos, data_dir, *options, data="utkface"):
+    return cli.main(["build", data, "--manual-dir", str(photos), "--data-dir", str(data_dir), *options])
+
+
+def examples(data, data_dir):
+    """Split -> key -> (age, encoded image), in the order of the records."""
+    builder = open_dataset(data, data_dir)
+    return {
+        split: {
+            example["key"].decode(): (example["age"], example["image"])
+            for example in tfds.as_numpy(
+                builder.as_dataset(split=split, decoders={"image": tfds.decode.SkipDecoding()}, shuffle_files=False)
+            )
+        }
+        for split in builder.info.splits
+    }
+
+
+@pytest.fixture(scope="module")
+def prepared(photos, tmp_path_factory):
+    """Aligned by two processes, and as they are, in one folder."""
+    folder = tmp_path_factory.mktemp("data")
+    processes = ("--workers", "2", "--beam", "direct_running_mode=multi_processing")
+    assert build(photos, folder, "--align", "five-point", *processes) == 0
+    assert build(photos, folder) == 0
+    return folder
+
+
+def test_crops_are_those_of_the_verb(photos, prepared, tmp_path):
+    assert align_photos([photos], "five-point", faces="largest", to=tmp_path / "crops") == 1
+    aligned, original = examples("utkface/five-point", prepared), examples("utkface", prepared)
+    assert sum(map(len, aligned.values())) == 40
+    for split, rows in original.items():
+        assert set(rows) - {BLANK} == set(aligned[split])
+        for key, (age, image) in aligned[split].items():
+            assert image == (tmp_path / "crops" / key).read_bytes()
+            assert age == rows[key][0]
+    assert BLANK in set().union(*original.values())  # as it is, it is in the set
+
+
+def test_metadata_say_where_the_landmarks_are_and_what_is_left_out(prepared):
+    aligned, original = (open_dataset(data, prepared).info for data in ("utkface/five-point", "utkface"))
+    assert aligned.full_name == "utkface/five-point/1.0.0"
+    assert aligned.metadata["landmarks"] == Alignment("five-point").landmarks
+    assert aligned.metadata["left_out"]["no_face"] == [BLANK]
+    assert original.full_name == "utkface/1.0.0"
+    assert "no_face" not in original.metadata["left_out"]
+    assert original.metadata["landmarks"] != aligned.metadata["landmarks"]
+    assert sorted(path.name for path in (prepared / "utkface" / "five-point").iterdir()) == ["1.0.0"]
+
+
+def test_a_killed_build_goes_on_in_two_threads_and_ends_with_the_records_of_two_processes(
+    photos, prepared, tmp_path, monkeypatch
+):
+    real, seen = alignment_pipeline._detector, []
+
+    def detector(name):
+        def detect(images):
+            if len(seen) == 3:
+                raise RuntimeError("killed")
+            seen.append(len(images))
+            return real(name)(images)
+
+        return detect
+
+    monkeypatch.setattr(alignment_pipeline, "_detector", detector)
+    with pytest.raises(RuntimeError, match="killed"):
+        build(photos, tmp_path, "--align", "five-point")
+    assert [path.name for path in (tmp_path / "utkface" / "five-point").iterdir()] == ["found"]
+    before = sum(seen)
+    seen[:] = [0] * 4
+    assert build(photos, tmp_path, "--align", "five-point", "--workers", "2") == 0
+    assert before + sum(seen) == 41  # nothing is looked for twice
+    one, two = (examples("utkface/five-point", folder) for folder in (tmp_path, prepared))
+    assert one == two
+    assert [list(rows) for rows in one.values()] == [list(rows) for rows in two.values()]
+
+
+def test_photos_without_a_face_are_cut_at_the_centre_or_stop_the_build(photos, prepared, tmp_path, monkeypatch, capsys):
+    assert build(photos, tmp_path, "--align", "five-point", "--no-face", "error") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith(f"tfface: no face was found in 1 of 41 photos of utkface/five-point/1.0.0: {BLANK}")
+    assert not list(tmp_path.rglob("*.tfrecord*"))
+    # What was found then is not looked for again.
+    found = tmp_path / "utkface" / "five-point" / "found"
+    shutil.copytree(found, tmp_path / "utkface" / "five-point-centre" / "found")
+    monkeypatch.setattr(alignment_pipeline, "_detector", None)
+    assert build(photos, tmp_path, "--align", "five-point", "--no-face", "centre") == 0
+    rows = {
+        key: row for split in examples("utkface/five-point-centre", tmp_path).values() for key, row in split.items()
+    }
+    assert len(rows) == 41
+    metadata = json.loads((tmp_path / "utkface/five-point-centre/1.0.0/metadata.json").read_text())
+    assert metadata["cut_at_centre"] == [BLANK]
+    assert metadata["left_out"]["no_face"] == []
+
+
+def test_images_of_lfw_are_aligned_without_a_gap(samples, tmp_path, capsys):
+    manual = tmp_path / "manual"
+    manual.mkdir()
+    (manual / "lfw-deepfunneled").symlink_to((samples / "lfw" / "lfw-deepfunneled").resolve())
+    _, *lines = (samples / "lfw" / "pairs.txt").read_text().splitlines()
+    (manual / "pairs.txt").write_text("\n".join(["1 4", *lines[:4], *lines[300:304], ""]))
+    assert build(manual, tmp_path, "--align", "margin", data="lfw_pairs/images") == 2
+    assert "--no-face centre" in capsys.readouterr().err
+    assert build(manual, tmp_path, "--align", "margin", "--no-face", "centre", data="lfw_pairs/pairs") == 2
+    assert build(manual, tmp_path, "--align", "margin", "--no-face", "centre", data="lfw_pairs/images") == 0
+    images = open_dataset("lfw_pairs/images-margin-centre", tmp_path)
+    rows = list(tfds.as_numpy(images.as_dataset(split="test")))
+    assert [row["key"] for row in rows] == sorted({row["key"] for row in rows})
+    assert {row["image"].shape for row in rows} == {(160, 160, 3)}
+
+
+def test_names_of_configs_tell_what_changes_the_images():
+    from lfw_pairs.lfw_pairs_dataset_builder import Builder as LFW
+    from synthetic_faces.synthetic_faces_dataset_builder import Builder as Synthetic
+    from utkface.utkface_dataset_builder import Builder as UTKFace
+
+    assert aligned_config(UTKFace(), "eyes").name == "eyes"
+    assert (
+        aligned_config(UTKFace(), "five-point", (112, 112), "centre", "dlib").name == "five-point-112x112-dlib-centre"
+    )
+    config = aligned_config(LFW(config="images"), "margin", detector="mtcnn")
+    assert (config.name, config.unaligned, config.detector) == ("images-margin", "images", "mtcnn")
+    assert isinstance(LFW(config=config).builder_config, AlignableConfig)
+    with pytest.raises(UserError, match="synthetic_faces cannot be aligned"):
+        aligned_config(Synthetic(), "eyes")
+    with pytest.raises(UserError, match="no_face must be one of skip, centre, error, received 'drop'"):
+        aligned_config(UTKFace(), "eyes", no_face="drop")
+
+
+def test_options_of_beam():
+    for workers, mode in ((1, "in_memory"), (2, "multi_threading"), (16, "multi_processing")):
+        local = alignment_pipeline.pipeline_options(workers).get_all_options()
+        assert (local["direct_num_workers"], local["direct_running_mode"]) == (workers, mode)
+    cluster = alignment_pipeline.pipeline_options(4, "runner=FlinkRunner,flink_master=host:8081").get_all_options()
+    assert (cluster["runner"], cluster["direct_num_workers"]) == ("FlinkRunner", 1)

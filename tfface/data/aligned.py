@@ -1,0 +1,161 @@
+"""Alignment inside TFDS builders: a set of faces, cut anew by eyes, five points or margin, as a Beam pipeline.
+
+In a builder three lines change:
+
+    class Builder(aligned.AlignableBuilder):            # instead of tfds.core.GeneratorBasedBuilder
+        BUILDER_CONFIGS = [aligned.AlignableConfig(...)]  # if it has configs; a subclass may add fields
+        def _split_generators(self, dl_manager):
+            ...
+            return self.aligned({"train": self._generate_examples(...), ...})
+
+Examples are those of the set as it is; the image is the feature "image", a path or encoded bytes. Then
+
+    builder = Builder(data_dir=...)
+    Builder(config=aligned.aligned_config(builder, "five-point"), data_dir=...).download_and_prepare(...)
+
+prepares NAME/five-point (NAME/CONFIG-five-point where the set has configs) beside the set as it is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+
+import tensorflow_datasets as tfds
+from absl import logging
+from etils import epath
+
+from tfface.errors import UserError
+from tfface.faces.crops import DETECTORS, Alignment
+
+NO_FACE = ("skip", "centre", "error")
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class AlignableConfig(tfds.core.BuilderConfig):
+    """A config of a data set whose images may be aligned.
+
+    Attributes:
+        align: "eyes", "five-point" or "margin" (`tfface.faces.crops.Alignment`); "" for the images as they are.
+        size: (height, width) of the crops, pixels; the paper's own if None.
+        no_face: what is done with a photo without a face: "skip", "centre" (its middle is cut out) or "error".
+        detector: name of a detector; the one that the alignment's paper used if "".
+        unaligned: name of the config of the images as they are; this one's own where nothing is aligned.
+    """
+
+    align: str = ""
+    size: tuple[int, int] | None = None
+    no_face: str = "skip"
+    detector: str = ""
+    unaligned: str = ""
+
+    def __post_init__(self):
+        self.unaligned = self.unaligned or self.name
+
+
+def aligned_config(
+    builder: AlignableBuilder,
+    align: str,
+    size: tuple[int, int] | None = None,
+    no_face: str = "skip",
+    detector: str = "",
+) -> AlignableConfig:
+    """The config of the aligned form of a data set.
+
+    Args:
+        builder: a builder of the data set as it is, with the config that is to be aligned.
+        align: see `AlignableConfig`, as are `size`, `no_face` and `detector`.
+
+    Returns:
+        A config to make the builder anew with. All that changes the images is in its name: "five-point",
+        "images-eyes-centre", "five-point-112x112-dlib".
+
+    Raises:
+        UserError: the data set cannot be aligned, or an unknown alignment, size or treatment.
+    """
+    base = builder.builder_config or AlignableConfig(name="")
+    if not (isinstance(builder, AlignableBuilder) and isinstance(base, AlignableConfig)):
+        raise UserError(
+            f"{builder.name} cannot be aligned: expected a builder and configs that derive from AlignableBuilder and "
+            "AlignableConfig of tfface.data.aligned"
+        )
+    alignment = Alignment(align, size)
+    if no_face not in NO_FACE:
+        raise UserError(f"no_face must be one of {', '.join(NO_FACE)}, received {no_face!r}")
+    own_size, own_detector = alignment == Alignment(align), detector in ("", DETECTORS[align])
+    pixels = "x".join(map(str, alignment.size))
+    parts = [
+        base.name,
+        align,
+        "" if own_size else pixels,
+        "" if own_detector else re.sub(r"[^\w.-]", "_", detector),
+        "centre" if no_face == "centre" else "",
+    ]
+    return dataclasses.replace(
+        base,
+        name="-".join(filter(None, parts)),
+        description=f"{base.description or ''} Aligned: {align}, {pixels}.".strip(),
+        align=align,
+        size=alignment.size,
+        no_face=no_face,
+        detector=detector or DETECTORS[align],
+    )
+
+
+class AlignableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """A builder of photos of faces that can also prepare them aligned."""
+
+    def aligned(self, splits: dict[str, Iterable]) -> dict:
+        """What `_split_generators` returns: the splits as they are, or as Beam transforms that align them.
+
+        Args:
+            splits: split -> (key, example) pairs.
+        """
+        config = self.builder_config
+        if not getattr(config, "align", ""):
+            return splits
+        from tfface.data.alignment_pipeline import AlignedSplit  # Beam takes seconds to import
+
+        self.info.metadata["landmarks"] = Alignment(config.align, config.size).landmarks
+        # Beside the folder that is being built: it outlives a build that is killed, and on a cluster every worker
+        # reaches it, as it writes its records there.
+        self._found = epath.Path(self.data_dir).parent / "found"
+        self._aligned = {split: AlignedSplit(examples, config, self._found) for split, examples in splits.items()}
+        return self._aligned
+
+    def _process_pipeline_result(self, pipeline_result) -> None:
+        """Names the photos without a face in the metadata, as soon as all were looked at."""
+        del pipeline_result
+        config = self.builder_config
+        found = {name: split.found() for name, split in self._aligned.items()}
+        lines = [line for split in found.values() for line in split]
+        broken = sorted(line["name"] for line in lines if "error" in line)
+        without = sorted(line["name"] for line in lines if "error" not in line and line["face"] is None)
+        for names, what in ((without, f"without a face ({config.no_face})"), (broken, "could not be read (left out)")):
+            if names:
+                more = ", ..." if len(names) > 5 else ""
+                logging.warning(
+                    "%s: %d of %d photos %s: %s%s",
+                    self.info.full_name, len(names), len(lines), what, ", ".join(names[:5]), more,
+                )  # fmt: skip
+        if without and config.no_face == "error":
+            raise UserError(
+                f"no face was found in {len(without)} of {len(lines)} photos of {self.info.full_name}: "
+                f"{', '.join(without[:20])}{', ...' if len(without) > 20 else ''}; nothing was built: "
+                "choose --no-face skip or centre"
+            )
+        for name, split in found.items():
+            if config.no_face == "skip" and not any(line.get("face") for line in split):
+                raise UserError(
+                    f"no face was found in any of the {len(split)} photos of the split {name} of "
+                    f"{self.info.full_name}; nothing was built: choose --no-face centre, or another --detector"
+                )
+        left_out = {"undecodable": broken, "no_face": without if config.no_face == "skip" else []}
+        before = self.info.metadata.get("left_out", {})
+        self.info.metadata["left_out"] = before | {
+            reason: before.get(reason, []) + names for reason, names in left_out.items()
+        }
+        if config.no_face == "centre":
+            self.info.metadata["cut_at_centre"] = without
+        self._found.rmtree()

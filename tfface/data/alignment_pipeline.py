@@ -1,0 +1,162 @@
+"""The Beam transforms by which a TFDS builder aligns faces: see `tfface.data.aligned`, which builders use."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import os
+import uuid
+from collections.abc import Iterable, Iterator
+
+import apache_beam as beam
+import numpy as np
+from apache_beam.options.pipeline_options import PipelineOptions
+from etils import epath
+
+import tfface
+from tfface.data.aligned import AlignableConfig
+from tfface.errors import UserError
+from tfface.faces.crops import MIN_FACE_SIZE, Alignment, describe, encode, main_face
+from tfface.faces.detect import Detector, load_detector
+from tfface.faces.photos import read_photo
+
+PHOTOS_AT_ONCE = 32
+"""Photos that a worker detects in together, and loses at most when it is killed."""
+
+THREADS = 4
+"""Up to so many workers on one machine are threads, more are processes."""
+
+
+class AlignedSplit(beam.PTransform):
+    """The examples of one split -> the examples with their images aligned, those left out that cannot be.
+
+    Args:
+        examples: (key, example) pairs; the image is `example["image"]`, a path or encoded bytes.
+        config: how to align.
+        found: folder in which what was found is kept, a file for `PHOTOS_AT_ONCE` photos: what is there is not looked
+            for again.
+    """
+
+    def __init__(self, examples: Iterable, config: AlignableConfig, found: epath.Path):
+        super().__init__()
+        self._chunks = list(_chunks(examples, f"{config.detector} {MIN_FACE_SIZE} {tfface.__version__}"))
+        self._align = _Align(config, found)
+        self._found = found
+
+    def expand(self, pipeline):
+        return pipeline | "Photos" >> beam.Create(self._chunks) | "Align" >> beam.ParDo(self._align)
+
+    def found(self) -> list[dict]:
+        """What was found, once the pipeline has run: for each photo its "name", and its "face" or the "error"."""
+        return [line for digest, _ in self._chunks for line in json.loads((self._found / f"{digest}.json").read_text())]
+
+
+def _chunks(examples: Iterable, settings: str) -> Iterator[tuple[str, list]]:
+    """Examples in groups of `PHOTOS_AT_ONCE`, each with a digest of its images and of what faces are found with."""
+    examples = iter(examples)
+    while group := list(itertools.islice(examples, PHOTOS_AT_ONCE)):
+        parts = [settings]
+        for _, example in group:
+            image = example["image"]
+            if isinstance(image, bytes):
+                parts.append(hashlib.sha256(image).hexdigest())
+            else:
+                status = os.stat(image)
+                parts.append(f"{os.fspath(image)} {status.st_size} {status.st_mtime_ns}")
+        yield hashlib.sha256("\n".join(parts).encode()).hexdigest(), group
+
+
+class _Align(beam.DoFn):
+    """A chunk of examples -> the examples with their images aligned.
+
+    Args:
+        config: how to align.
+        found: folder in which what was found is kept, a file a chunk: there it is not looked for again.
+    """
+
+    def __init__(self, config: AlignableConfig, found: epath.Path):
+        self._alignment = Alignment(config.align, config.size)
+        self._centre = config.no_face == "centre"
+        self._detector = config.detector
+        self._found = os.fspath(found)
+
+    def process(self, chunk: tuple[str, list]) -> Iterator[tuple]:
+        digest, examples = chunk
+        photos = [_read(example["image"]) for _, example in examples]
+        for (key, example), photo, line in zip(examples, photos, self._lines(digest, examples, photos), strict=True):
+            if "error" in line or not (line["face"] or self._centre):
+                beam.metrics.Metrics.counter("tfface", "left out").inc()
+            else:
+                beam.metrics.Metrics.counter("tfface", "aligned").inc()
+                yield key, {**example, "image": encode(self._alignment.crop(photo, line["face"]))}
+
+    def _lines(self, digest: str, examples: list, photos: list) -> list[dict]:
+        """For each photo its name and its main face, None without one, or what is wrong with it."""
+        path = epath.Path(self._found) / f"{digest}.json"
+        if path.exists():
+            return json.loads(path.read_text())
+        found = iter(_detector(self._detector)([photo for photo in photos if not isinstance(photo, UserError)]))
+        lines = []
+        for (key, example), photo in zip(examples, photos, strict=True):
+            line = {"name": str(example.get("key", key))}
+            if isinstance(photo, UserError):
+                line["error"] = str(photo)
+            else:
+                faces = next(found)
+                line["face"] = describe(faces, main_face(faces, photo.shape)) if len(faces) else None
+            lines.append(line)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{digest}.{uuid.uuid4().hex}.part")
+        aside.write_text(json.dumps(lines))
+        aside.replace(path)
+        return lines
+
+
+@functools.cache
+def _detector(name: str) -> Detector:
+    """One detector a process, whatever the number of splits."""
+    if "CONTROL_API_SERVICE_DESCRIPTOR" in os.environ:
+        # Beam started this process; there is one for each core.
+        import cv2
+        import tensorflow as tf
+
+        cv2.setNumThreads(1)
+        with contextlib.suppress(RuntimeError):  # TensorFlow is at work already
+            tf.config.threading.set_intra_op_parallelism_threads(1)
+    return load_detector(name, min_face_size=MIN_FACE_SIZE)
+
+
+def _read(image) -> np.ndarray | UserError:
+    try:
+        return read_photo(image)
+    except UserError as error:
+        return error
+
+
+def pipeline_options(workers: int = 1, options: str = "") -> PipelineOptions:
+    """Options for Beam: so many workers on this machine, unless `options` name a runner.
+
+    Args:
+        workers: how many align at once; 0 for one a core.
+        options: "key=value,key=value", as on the command line of a Beam pipeline, for example
+            "runner=FlinkRunner,flink_master=host:8081".
+    """
+    given = [f"--{option.strip()}" for option in options.split(",") if option.strip()]
+    if any(option.startswith("--runner") for option in given):
+        return PipelineOptions(given)
+    count = workers or os.cpu_count()
+    # Threads share one detector and start at once; above a few of them, Python's lock makes them wait for one another.
+    mode = "in_memory" if count == 1 else "multi_threading" if count <= THREADS else "multi_processing"
+    return PipelineOptions(
+        [
+            "--runner=DirectRunner",
+            "--allow_unsafe_triggers",  # there are none; but else the runner would first fetch another from the network
+            f"--direct_num_workers={count}",
+            f"--direct_running_mode={mode}",
+            "--default_sdk_harness_log_level=ERROR",
+            *given,
+        ]
+    )

@@ -1,0 +1,171 @@
+"""Original image files on disk: read once, told apart by their bytes, split by their content.
+
+What every builder of downloaded photos has to do before it may write a record, so that no image stands in two splits
+and nothing is left out unseen.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+from absl import logging
+from tqdm import tqdm
+
+from tfface.data.pipeline import in_groups
+from tfface.errors import UserError
+from tfface.faces.detect import load_detector
+
+MEASURED = 200
+"""Photos whose landmarks are measured. The median of 500 lies within 0.01 of it."""
+
+
+class Photo(NamedTuple):
+    """A file of the original set.
+
+    Attributes:
+        name: what the set calls it: a file name, with folders where they matter.
+        path: where its bytes are.
+        labels: what copies of one image must agree on.
+    """
+
+    name: str
+    path: Path
+    labels: Hashable
+
+
+def manual_folder(dl_manager) -> Path:
+    """The folder that the user named with `--manual-dir`.
+
+    Args:
+        dl_manager: `tfds.download.DownloadManager`.
+
+    Raises:
+        UserError: it does not exist or is empty.
+    """
+    try:
+        return Path(dl_manager.manual_dir)
+    except AssertionError as error:  # TFDS' own check, in several lines
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def fraction(digest: str) -> float:
+    """A number in [0, 1) that depends on nothing but a file's bytes: a split by it moves nobody when others come or go.
+
+    Args:
+        digest: SHA-256 of the file, hexadecimal.
+    """
+    return int(digest[:16], 16) / 2**64
+
+
+def distinct(photos: Iterable[Photo]) -> tuple[dict[str, Photo], dict[str, list]]:
+    """Reads every photo once and sets apart what cannot be used.
+
+    Files of the same bytes are one image. It is kept, under its first name, where all copies agree on the labels.
+    Where they do not, nothing tells which label is right, and the image is left out.
+
+    Args:
+        photos: the files, in the order in which the first of several copies is chosen.
+
+    Returns:
+        The images, SHA-256 -> `Photo`, and what was left out: 'undecodable' lists names, 'copies' and 'conflicting'
+        list groups of names; the first of each group of copies is the one kept.
+    """
+    photos = list(photos)
+    left_out = {"undecodable": [], "copies": [], "conflicting": []}
+    same_bytes = defaultdict(list)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        digests = pool.map(_digest, (photo.path for photo in photos))
+        for photo, digest in zip(
+            photos, tqdm(digests, desc="Reading photos", total=len(photos), unit=" files", leave=False), strict=True
+        ):
+            if digest is None:
+                left_out["undecodable"].append(photo.name)
+            else:
+                same_bytes[digest].append(photo)
+
+    images = {}
+    for digest, copies in same_bytes.items():
+        names = [photo.name for photo in copies]
+        if len({photo.labels for photo in copies}) > 1:
+            left_out["conflicting"].append(names)
+            continue
+        images[digest] = copies[0]
+        if len(copies) > 1:
+            left_out["copies"].append(names)
+    return images, left_out
+
+
+def decode(content: bytes) -> tf.Tensor:
+    """Decodes the bytes of a file with training's own decoder, which refuses truncated files.
+
+    Returns:
+        `(height, width, 3)` uint8, RGB.
+
+    Raises:
+        tf.errors.InvalidArgumentError: they are not a whole image.
+    """
+    return tf.io.decode_image(content, channels=3, expand_animations=False)
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a file, None where it is not a whole image."""
+    content = path.read_bytes()
+    try:
+        decode(content)
+    except tf.errors.InvalidArgumentError:
+        return None
+    return hashlib.sha256(content).hexdigest()
+
+
+def typical_landmarks(photos: Sequence[Photo], seed: int = 0) -> list[list[float]] | None:
+    """Where the face lies in these crops; faces of other photos are aligned to it before they are predicted.
+
+    Args:
+        photos: crops of faces, of any sizes.
+        seed: which of them are looked at.
+
+    Returns:
+        `(5, 2)`: medians of left eye, right eye, nose and mouth corners, as shares of width and height; None where
+        MTCNN finds no face in half of the photos: then they are not crops of faces.
+    """
+    detect = load_detector("mtcnn")
+    chosen = np.random.default_rng(seed).permutation(len(photos))[:MEASURED]
+    found = []
+    for group in in_groups(tqdm(chosen, desc="Measuring faces", unit=" files", leave=False), 32):
+        images = [decode(photos[index].path.read_bytes()).numpy() for index in group]
+        for image, faces in zip(images, detect(images), strict=True):
+            if len(faces):
+                found.append(faces.landmarks[0] / (image.shape[1], image.shape[0]))
+    return np.median(found, axis=0).round(4).tolist() if len(found) >= len(chosen) / 2 else None
+
+
+def log_left_out(data: str, kept: int, left_out: dict[str, list]) -> None:
+    """Counts and names, in the log, what is not in the data set; the whole lists stand in its metadata.json.
+
+    Args:
+        data: name of the data set.
+        kept: number of images kept.
+        left_out: reason -> names of files, or groups of names for copies.
+    """
+    logging.info("%s: %d images kept", data, kept)
+    for reason, entries in left_out.items():
+        if not entries:
+            continue
+        groups = [[entry] if isinstance(entry, str) else entry for entry in entries]
+        files = sum(map(len, groups)) - (len(groups) if reason == "copies" else 0)  # one of each group is kept
+        logging.warning(
+            "%s: left out as %s: %d files%s, named in metadata.json: %s%s",
+            data,
+            reason.replace("_", " "),
+            files,
+            "" if isinstance(entries[0], str) else f" in {len(groups)} groups",
+            ", ".join(" = ".join(group) for group in groups[:3]),
+            " ..." if len(groups) > 3 else "",
+        )
