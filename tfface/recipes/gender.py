@@ -1,10 +1,12 @@
 """Paper 3: Rapid classification based on image using residual neural networks (man and woman folders).
 
-tfface build image_folder --manual-dir FOLDER           # FOLDER holds man/ and woman/, or any folders of classes
-tfface lr-find gender                                   # the learning-rate range test of the paper
-tfface reproduce gender --seeds 0,1,2                   # ResNet34 from nothing, four epochs, as the paper
-tfface reproduce gender --variant plain                 # the same depth without shortcuts, for comparison
-tfface reproduce gender --variant facenet               # on pretrained features
+    tfface build image_folder/men_women --manual-dir FOLDER   # FOLDER holds man/ and woman/, or any classes
+    tfface lr-find gender                                     # the learning-rate range test of the paper
+    tfface reproduce gender --seeds 0,1,2                     # ResNet34 from nothing, four epochs, as the paper
+    tfface reproduce gender --variant plain                   # the same depth without shortcuts
+    tfface reproduce gender --variant facenet                 # on pretrained features
+
+The paper's rates suit a pretrained network; the variant `faster` has one that the range test gives from nothing.
 """
 
 from __future__ import annotations
@@ -82,7 +84,7 @@ class Gender(Recipe):
         if self.label not in classes:
             raise UserError(
                 f"The recipe {self.name} learns the feature {self.label}. Received: a data set whose features with "
-                f"classes are: {', '.join(classes) or 'none'}. Build an image folder (`tfface build image_folder "
+                f"classes are: {', '.join(classes) or 'none'}. Build an image folder (`tfface build image_folder/NAME "
                 "--manual-dir FOLDER`), or name the feature with --set label=NAME."
             )
         return self.changed(classes=tuple(classes[self.label]))
