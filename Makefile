@@ -31,7 +31,8 @@ format: $(BIN)/tfface
 	@$(BIN)/ruff format .
 
 bench: $(BIN)/tfface
-	@for script in benchmarks/*.py; do $(BIN)/python $$script || exit 1; done
+	@$(BIN)/python benchmarks/detect.py
+	@$(BIN)/python benchmarks/prune.py ResNet50 MobileNetV2
 
 clean:
 	rm -rf $(VENV) build runs *.egg-info

@@ -10,6 +10,7 @@ class ChannelAttention(layers.Layer):
 
     Args:
         reduction: how many times narrower the MLP's hidden layer is than the channels.
+        hidden: width of the hidden layer, in place of `reduction`; a pruned network needs it.
 
     Input and output: `(batch, height, width, channels)`.
 
@@ -17,15 +18,15 @@ class ChannelAttention(layers.Layer):
         ValueError: fewer channels than `reduction`.
     """
 
-    def __init__(self, reduction: int = 16, **kwargs):
+    def __init__(self, reduction: int = 16, hidden: int | None = None, **kwargs):
         super().__init__(**kwargs)
-        self.reduction = reduction
+        self.reduction, self.hidden = reduction, hidden
 
     def build(self, shape):
         channels = shape[-1]
-        if channels < self.reduction:
+        hidden = self.hidden or channels // self.reduction
+        if not hidden:
             raise ValueError(f"`reduction` must be at most the channels, {channels}. Received: {self.reduction}")
-        hidden = channels // self.reduction
         self.hidden_kernel = self.add_weight((channels, hidden), initializer="he_normal", name="hidden_kernel")
         self.hidden_bias = self.add_weight((hidden,), initializer="zeros", name="hidden_bias")
         self.output_kernel = self.add_weight((hidden, channels), name="output_kernel")
@@ -42,7 +43,7 @@ class ChannelAttention(layers.Layer):
         return shape
 
     def get_config(self):
-        return {**super().get_config(), "reduction": self.reduction}
+        return {**super().get_config(), "reduction": self.reduction, "hidden": self.hidden}
 
 
 @keras.saving.register_keras_serializable(package="tfface")

@@ -1,0 +1,257 @@
+"""Which channels hang together, which cannot be cut and why, and what is not understood."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+from tfface import pruning
+from tfface.errors import UserError
+from tfface.layers.attention import ChannelAttention, SpatialAttention
+
+MAP = (8, 8, 3)
+
+
+def _conv(x, filters, name, **options):
+    return layers.Conv2D(filters, 3, padding="same", name=name, **options)(x)
+
+
+def _model(body, shape=MAP, **options):
+    image = keras.Input(shape, **options)
+    return keras.Model(image, layers.Dense(2, name="head")(layers.GlobalAveragePooling2D()(body(image))))
+
+
+def _widths(model, **options):
+    return {group.name: group.width for group in pruning.channel_groups(model, **options)}
+
+
+def _members(group):
+    return {(each.layer, each.variable, each.axis, each.role): each.units.tolist() for each in group.members}
+
+
+def test_members_of_a_chain():
+    model = _model(lambda x: layers.BatchNormalization(name="norm")(_conv(x, 4, "conv")))
+    (group,) = pruning.channel_groups(model)
+    own = [0, 1, 2, 3]
+    assert _members(group) == {
+        ("conv", "kernel", 3, "producer"): own,
+        ("conv", "bias", 0, "parameter"): own,
+        ("norm", "gamma", 0, "parameter"): own,
+        ("norm", "beta", 0, "parameter"): own,
+        ("norm", "moving_mean", 0, "parameter"): own,
+        ("norm", "moving_variance", 0, "parameter"): own,
+        ("head", "kernel", 0, "consumer"): own,
+    }
+    assert pruning.fixed_layers(model) == {"head": "a channel of the model's output"}
+
+
+def test_concatenation_lays_groups_side_by_side():
+    def body(x):
+        both = layers.Concatenate(name="both")([_conv(x, 2, "first"), x, _conv(x, 3, "second")])
+        return _conv(both, 4, "reader")
+
+    first, second, reader = pruning.channel_groups(_model(body))
+    assert _members(first)["reader", "kernel", 2, "consumer"] == [0, 1, -1, -1, -1, -1, -1, -1]
+    assert _members(second)["reader", "kernel", 2, "consumer"] == [-1, -1, -1, -1, -1, 0, 1, 2]
+    assert first.block == second.block == "both"
+    assert reader.block == reader.name == "reader"
+
+
+def test_flatten_repeats_channels():
+    image = keras.Input((2, 2, 3))
+    model = keras.Model(image, layers.Dense(1, name="head")(layers.Flatten()(layers.Conv2D(3, 1)(image))))
+    (group,) = pruning.channel_groups(model)
+    assert _members(group)["head", "kernel", 0, "consumer"] == [0, 1, 2] * 4
+
+
+def test_shortcuts_join_layers_and_blocks_have_names():
+    def body(x):
+        x = _conv(x, 4, "stem")
+        for index in range(2):
+            y = _conv(_conv(x, 6, f"inner{index}"), 4, f"outer{index}")
+            x = layers.Add(name=f"sum{index}")([x, y])
+        return x
+
+    stream, *inner = pruning.channel_groups(_model(body))
+    assert stream.layers == ("stem", "outer0", "outer1")
+    assert [(group.name, group.width, group.block) for group in (stream, *inner)] == [
+        ("stem", 4, "stem"),
+        ("inner0", 6, "sum0"),
+        ("inner1", 6, "sum1"),
+    ]
+
+
+def test_grouped_convolutions_keep_their_groups_alike():
+    few = _model(lambda x: _conv(_conv(x, 8, "before"), 6, "grouped", groups=2))
+    before, grouped = pruning.channel_groups(few)
+    assert _members(before)["before", "kernel", 3, "producer"] == [0, 1, 2, 3, 0, 1, 2, 3]
+    assert _members(grouped)["grouped", "kernel", 3, "producer"] == [0, 1, 2, 0, 1, 2]
+    many = _model(lambda x: _conv(_conv(x, 8, "before"), 12, "grouped", groups=4))
+    (units,) = pruning.channel_groups(many)
+    assert _members(units)["grouped", "kernel", 3, "producer"] == np.repeat(range(4), 3).tolist()
+    smaller = pruning.cut(many, {"before": [0, 3]})
+    assert smaller.get_layer("grouped").groups == 2
+    assert smaller.get_layer("grouped").kernel.shape == (3, 3, 2, 6)
+
+
+def test_a_vector_reshaped_to_a_map_is_cut_by_channels():
+    code = keras.Input((3,))
+    x = layers.Reshape((2, 2, 4), name="map")(layers.Dense(16, name="dense")(code))
+    model = keras.Model(code, layers.Conv2D(1, 1)(x))
+    assert _widths(model) == {"dense": 4}
+    smaller = pruning.cut(model, {"dense": [1, 2, 3]})
+    assert smaller.get_layer("map").target_shape == (2, 2, 3)
+    assert smaller.get_layer("dense").units == 12
+
+
+def _spatial_attention(x):
+    x = _conv(x, 6, "seen")
+    return x * layers.Conv2D(1, 3, padding="same", name="gate")(ops.mean(x, axis=-1, keepdims=True))
+
+
+FIXED = {
+    "spatial attention": (_spatial_attention, "seen", "takes a statistic over its channels"),
+    "layer norm": (lambda x: layers.LayerNormalization()(_conv(x, 6, "seen")), "seen", "takes a statistic"),
+    "sigmoid": (lambda x: _conv(_conv(x, 6, "seen", activation="sigmoid"), 4, "next"), "seen", "not 0 at 0"),
+}
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_what_a_cut_would_change_is_fixed_unless_allowed(name):
+    body, layer, reason = FIXED[name]
+    model = _model(body)
+    assert layer not in _widths(model)
+    assert reason in pruning.fixed_layers(model)[layer]
+    assert _widths(model, exact=False)[layer] == 6
+    smaller = pruning.prune(model, 0.5, exact=False, multiple_of=1)
+    assert smaller.get_layer("seen").filters == 3
+
+
+def test_fixed_by_what_cannot_follow():
+    def softmax(x):
+        return _conv(layers.Softmax()(_conv(x, 6, "seen")), 4, "next")
+
+    assert pruning.fixed_layers(_model(softmax))["seen"] == "softmax mixes its channels"
+    shortcut = _model(lambda x: layers.Add(name="sum")([x, _conv(x, 3, "seen")]))
+    assert pruning.fixed_layers(shortcut)["seen"] == "a channel of the model's input"
+    picked = _model(lambda x: _conv(x, 6, "seen")[..., 2:])
+    assert "takes some of its channels" in pruning.fixed_layers(picked)["seen"]
+
+
+class Scale(layers.Layer):
+    """A value for each channel, no more."""
+
+    def build(self, shape):
+        self.scale = self.add_weight(shape=(shape[-1],), name="scale", initializer="ones")
+
+    def call(self, x):
+        return x * self.scale
+
+
+class Doubled(layers.Conv2D):
+    """A convolution that does something else too."""
+
+    def call(self, x):
+        return 2 * super().call(x)
+
+
+def _scaled(x):
+    return _conv(Scale(name="mystery")(_conv(x, 6, "seen")), 4, "next")
+
+
+def test_a_layer_that_is_not_understood_is_refused_by_name():
+    model = _model(_scaled)
+    with pytest.raises(UserError, match=r"layer Scale 'mystery'.*register_rule\(Scale\).*untouched=\('mystery',\)"):
+        pruning.prune(model, 0.5)
+    assert _widths(model, untouched=["myst*"]) == {"next": 4}
+    assert "kept as it is" in pruning.fixed_layers(model, untouched=["mystery"])["seen"]
+    smaller = pruning.prune(model, 0.5, untouched=["mystery"], multiple_of=1)
+    assert (smaller.get_layer("seen").filters, smaller.get_layer("next").filters) == (6, 2)
+    with pytest.raises(UserError, match="Doubled"):
+        pruning.channel_groups(_model(lambda x: Doubled(4, 3)(_conv(x, 6, "seen"))))
+    with pytest.raises(UserError, match="operation Einsum"):
+        pruning.channel_groups(_model(lambda x: ops.einsum("bhwc,bhwd->bhwc", *[_conv(x, 4, n) for n in "ab"])))
+
+
+def test_a_layer_that_is_not_understood_may_stand_where_nothing_is_cut():
+    image = keras.Input(MAP)
+    x = layers.GlobalAveragePooling2D()(_conv(Scale()(image), 6, "seen"))
+    model = keras.Model(image, Scale()(layers.Dense(3)(x)))
+    with pytest.raises(UserError, match="layer Scale"):
+        pruning.channel_groups(model)  # the dense layer before it could be cut
+    model = keras.Model(image, layers.Dense(3)(x))
+    assert _widths(model) == {"seen": 6}
+
+
+def test_a_rule_of_ones_own(check_exact):
+    class Mine(Scale):
+        pass
+
+    class Softened(layers.Layer):
+        def call(self, x):
+            return x * ops.sigmoid(x)
+
+    @pruning.register_rule(Mine)
+    def mine(call):
+        channels = call.along(-1)
+        call.carry("scale", 0, channels)
+        return channels
+
+    pruning.register_rule(Softened)(pruning.elementwise)
+    model = _model(lambda x: _conv(Softened()(Mine(name="mine")(_conv(x, 6, "seen"))), 4, "next"))
+    smaller, _ = check_exact(model)
+    assert smaller.get_layer("mine").scale.shape == (3,)
+
+
+def test_a_wrong_rule_is_told():
+    class Forgotten(Scale):
+        pass
+
+    pruning.register_rule(Forgotten)(lambda call: call.inputs[0])
+    with pytest.raises(UserError, match=r"rule of layer 'mine' \(Forgotten\)"):
+        pruning.prune(
+            _model(lambda x: _conv(Forgotten(name="mine")(_conv(x, 6, "seen")), 4, "next")), 0.5, multiple_of=1
+        )
+
+
+def test_a_subclass_that_changes_nothing_has_the_rule_of_its_class():
+    class Named(layers.Conv2D):
+        pass
+
+    assert _widths(_model(lambda x: Named(5, 3, name="seen")(x))) == {"seen": 5}
+
+
+def test_only_graphs_are_pruned():
+    class Own(keras.Model):
+        def call(self, x):
+            return x
+
+    with pytest.raises(UserError, match=r"no graph to prune.*Received: Own"):
+        pruning.channel_groups(Own(name="own"))
+
+
+def test_open_sizes_and_nested_paths():
+    inner = keras.Input((None, None, 4))
+    block = keras.Model(inner, _conv(_conv(inner, 6, "a"), 4, "b"), name="block")
+    model = _model(lambda x: block(_conv(x, 4, "stem")), shape=(None, None, 3))
+    assert _widths(model) == {"stem": 4, "block/a": 6, "block/b": 4}
+    smaller = pruning.cut(model, {"stem": [0], "block/a": [1, 2], "block/b": [3]})
+    assert smaller.get_layer("block").input_shape == (None, None, None, 1)
+    assert set(pruning.find_layers(smaller)) == set(pruning.find_layers(model))
+    assert _widths(model, untouched=["block"]) == {}
+
+
+def test_attention_over_channels_and_places():
+    def body(x):
+        return SpatialAttention(name="places")(ChannelAttention(4, name="channels")(_conv(x, 16, "seen")))
+
+    model = _model(body)
+    assert "statistic over its channels" in pruning.fixed_layers(model)["seen"]
+    smaller = pruning.prune(model, 0.5, exact=False)
+    assert smaller.get_layer("channels").hidden_kernel.shape == (8, 4)
+    with pytest.raises(UserError, match="keep a multiple of 4 channels"):
+        pruning.cut(model, {"seen": range(7)}, pruning.channel_groups(model, exact=False))
+
+
+def test_a_cut_through_attention_over_channels_is_exact(check_exact):
+    check_exact(_model(lambda x: _conv(ChannelAttention(4)(_conv(x, 16, "seen")), 4, "next")))

@@ -1,0 +1,145 @@
+"""Scores are the numbers that their papers define; what is chosen keeps to ratio, multiples and minima."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from tfface import pruning
+from tfface.errors import UserError
+
+DATA = np.random.default_rng(0).normal(size=(16, 5)).astype("float32")
+TARGETS = np.random.default_rng(1).normal(size=(16, 2)).astype("float32")
+
+
+@pytest.fixture(scope="module")
+def network(fill):
+    """A dense network with a shortcut: two layers make the channels of the stream, one those inside."""
+    inputs = keras.Input((5,))
+    stem = layers.BatchNormalization(name="norm")(layers.Dense(8, name="stem")(inputs))
+    inner = layers.Dense(16, activation="relu", name="inner")(stem)
+    stream = layers.Add(name="sum")([stem, layers.Dense(8, name="outer")(inner)])
+    return fill(keras.Model(inputs, layers.Dense(2, name="head")(stream)))
+
+
+@pytest.fixture(scope="module")
+def groups(network):
+    return pruning.channel_groups(network)
+
+
+def _kernel(network, name):
+    return keras.ops.convert_to_numpy(network.get_layer(name).kernel)
+
+
+def test_norms_are_those_of_all_filters_of_a_unit(network, groups):
+    stem, inner, outer = (_kernel(network, name) for name in ("stem", "inner", "outer"))
+    l1 = pruning.importance(network, groups, "l1")
+    np.testing.assert_allclose(l1["inner"], np.abs(inner).sum(axis=0), rtol=1e-6)
+    np.testing.assert_allclose(l1["stem"], np.abs(stem).sum(axis=0) + np.abs(outer).sum(axis=0), rtol=1e-6)
+    l2 = pruning.importance(network, groups, "l2")
+    np.testing.assert_allclose(l2["stem"], np.sqrt((stem**2).sum(axis=0) + (outer**2).sum(axis=0)), rtol=1e-6)
+
+
+def test_batch_norm_scales_and_what_has_none(network, groups):
+    with pytest.warns(UserWarning, match="1 of 2 groups.*inner"):
+        scores = pruning.importance(network, groups, "batchnorm")
+    np.testing.assert_allclose(scores["stem"], np.abs(network.get_layer("norm").gamma), rtol=1e-6)
+    assert np.isinf(scores["inner"]).all()
+    keep = pruning.choose(groups, scores, 0.5, multiple_of=1)
+    assert {name: len(kept) for name, kept in keep.items()} == {"stem": 4, "inner": 16}
+
+
+def test_taylor_foretells_the_loss_of_a_silent_channel(network, groups):
+    batches = [(DATA[:8], TARGETS[:8]), (DATA[8:], TARGETS[8:])]
+    scores = pruning.importance(network, groups, "taylor", data=batches, loss="mse")["inner"]
+    assert scores.shape == (16,)
+    assert (scores >= 0).all()
+    # Its definition, by finite differences: everything that makes the unit is scaled by 1 - step.
+    weights = network.get_weights()
+    step, expected = 1e-2, np.zeros(16)
+    for unit in range(16):
+        for x, y in batches:
+            losses = []
+            for sign in (-1, 1):
+                layer = network.get_layer("inner")
+                kernel, bias = (keras.ops.convert_to_numpy(value).copy() for value in (layer.kernel, layer.bias))
+                kernel[:, unit] *= 1 + sign * step
+                bias[unit] *= 1 + sign * step
+                layer.set_weights([kernel, bias])
+                outputs = keras.ops.convert_to_numpy(network(x)).astype("float64")
+                losses.append(np.square(outputs - y).mean())
+                network.set_weights(weights)
+            expected[unit] += abs(losses[1] - losses[0]) / (2 * step) / len(batches)
+    np.testing.assert_allclose(scores, expected, rtol=2e-2, atol=1e-3)
+
+
+def test_taylor_wants_data(network, groups):
+    with pytest.raises(UserError, match="needs data and a loss"):
+        pruning.importance(network, groups, "taylor")
+    with pytest.raises(UserError, match="got no data"):
+        pruning.importance(network, groups, "taylor", data=[], loss="mse")
+
+
+def test_random_follows_its_seed(network, groups):
+    one, same, other = (pruning.importance(network, groups, "random", seed=seed)["inner"] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).all()
+
+
+SCORES = {"stem": np.arange(8.0), "inner": np.arange(16.0)[::-1] * 100}
+
+
+def _chosen(groups, *arguments, **settings):
+    return {name: kept.tolist() for name, kept in pruning.choose(groups, SCORES, *arguments, **settings).items()}
+
+
+def test_each_group_loses_its_lowest(groups):
+    assert _chosen(groups, 0.5) == {"stem": list(range(8)), "inner": list(range(8))}
+    assert _chosen(groups, 0.5, multiple_of=4) == {"stem": [4, 5, 6, 7], "inner": list(range(8))}
+    assert _chosen(groups, 0.9, multiple_of=1, minimum=3) == {"stem": [5, 6, 7], "inner": [0, 1, 2]}
+    assert _chosen(groups, 0.5, multiple_of=1, exclude=["inn*"])["inner"] == list(range(16))
+    assert _chosen(groups, 0.5, multiple_of=1, exclude=["outer"])["stem"] == list(range(8))
+
+
+def test_global_ranking_compares_groups_by_their_means(groups):
+    kept = _chosen(groups, 0.5, "global", multiple_of=1)
+    relative = {name: scores / scores.mean() for name, scores in SCORES.items()}
+    assert sum(map(len, kept.values())) == 12
+    lowest_kept = min(relative[name][kept[name]].min() for name in kept)
+    for name, scores in relative.items():
+        assert (np.delete(scores, kept[name]) <= lowest_kept).all()
+
+
+def test_ratios_by_name(groups):
+    assert [group.block for group in groups] == ["stem", "sum"]
+    kept = _chosen(groups, {"sum": 0.75}, "block", multiple_of=1)
+    assert (len(kept["stem"]), len(kept["inner"])) == (8, 4)
+    kept = _chosen(groups, {"stem": 0.25}, "layer", multiple_of=1)
+    assert (len(kept["stem"]), len(kept["inner"])) == (6, 16)
+
+
+def test_equal_scores_are_cut_to_the_ratio_too(groups):
+    even = {name: np.ones(len(scores)) for name, scores in SCORES.items()}
+    for scope in ("global", "layer"):
+        kept = pruning.choose(groups, even, 0.5, scope, multiple_of=1)
+        assert {name: len(units) for name, units in kept.items()} == {"stem": 4, "inner": 8}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"ratio": 1.0}, r"\[0, 1\).*Received: 1.0"),
+        ({"ratio": 0.5, "scope": "everything"}, "global, block, layer"),
+        ({"ratio": {"nowhere": 0.5}}, "nowhere"),
+        ({"ratio": {"stem": 0.5}, "scope": "global"}, "scope 'block' or 'layer'"),
+        ({"ratio": 0.5, "exclude": ["nothing_*"]}, "Nothing to exclude by 'nothing_"),
+    ],
+)
+def test_wrong_choices_are_refused(groups, settings, message):
+    with pytest.raises(UserError, match=message):
+        pruning.choose(groups, SCORES, **settings)
+
+
+def test_unknown_method(network, groups):
+    with pytest.raises(UserError, match=r"l1, l2, batchnorm, taylor, random.*'l3'"):
+        pruning.importance(network, groups, "l3")

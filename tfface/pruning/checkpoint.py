@@ -1,0 +1,203 @@
+"""Prune a file or a run and say what it gave: a smaller network, and base and pruned side by side."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+
+import tfface.layers  # noqa: F401  (registers the layers that a file may hold)
+from tfface import files
+from tfface.errors import UserError
+from tfface.pruning.graph import channel_groups, fixed_layers
+from tfface.pruning.importance import choose, importance
+from tfface.pruning.measure import latency, multiply_adds
+from tfface.pruning.surgery import cut
+from tfface.training.run import Run
+
+SCHEDULES = ("", "constant", "polynomial")
+REPEATS = 10
+"""Timed batches of each network, in turns."""
+
+UPDATES = 20
+"""So often a schedule chooses anew what is masked, over the first half of the steps; the second half is to recover."""
+
+
+def prune_checkpoint(
+    source: str | Path,
+    ratio: float,
+    method: str = "l1",
+    scope: str = "layer",
+    multiple_of: int = 8,
+    exclude: Sequence[str] = (),
+    untouched: Sequence[str] = (),
+    schedule: str = "",
+    finetune: int = 0,
+    data: str = "",
+    data_dir: str | Path | None = None,
+    input_shape: Sequence[int] | None = None,
+    out: str | Path | None = None,
+) -> dict:
+    """Write `pruned.keras`, a plain Keras model, and `pruned.json`: what was cut, and what it gave.
+
+    Without a schedule channels are cut first, and `finetune` trains what is left. With one they are masked little by
+    little while the whole network trains, and cut at its end.
+
+    Args:
+        source: a `.keras` file of any functional model, or the folder of a run.
+        ratio: share of the channels that goes, in (0, 1).
+        method: importance of a channel, as in `tfface.pruning.importance`; "taylor" for a run only.
+        scope, multiple_of, exclude: how channels are chosen, as in `tfface.pruning.choose`.
+        untouched: names or patterns of layers to leave as they are, as in `tfface.pruning.channel_groups`.
+        schedule: "constant" or "polynomial" (TFMOT's), for a run that trains; "" cuts at once.
+        finetune: epochs of training by the run's recipe.
+        data: prepared data set for accuracy (split `test`) and training; for a run only. If empty, accuracy is measured
+            where the run trains, on its own data set.
+        data_dir: where data sets are prepared.
+        input_shape: shape of the input without the batch axis, where the model leaves it open.
+        out: folder of the results; by default NAME-pruned beside a file, RUN/pruned in a run.
+
+    Returns:
+        What stands in `pruned.json`: the choices, `groups` (name -> [channels before, after]) and `rows` (name, base,
+        pruned, speed_up) for `table`.
+
+    Raises:
+        UserError: no such model, nothing in it can be cut, or a choice that is out of range or needs a run.
+    """
+    source = Path(source)
+    if not 0 < ratio < 1:
+        raise UserError(f"The share of channels to cut must lie between 0 and 1, both excluded. Received: {ratio}.")
+    if schedule not in SCHEDULES:
+        raise UserError(f"The schedule must be constant or polynomial. Received: {schedule}.")
+    if schedule and not finetune:
+        raise UserError(f"The schedule {schedule} prunes while the network trains: add --finetune EPOCHS.")
+    run = Run(source) if source.is_dir() else None
+    if run is None and (data or finetune or method == "taylor"):
+        raise UserError(
+            f"Accuracy, training and taylor need a recipe's tasks and data, which a run has and the file {source} has "
+            "not: prune it without --data, --finetune and taylor, or in Python with your own data (docs/pruning.md)."
+        )
+    out = Path(out) if out else source / "pruned" if run else source.with_name(f"{source.stem}-pruned")
+    base = run.model() if run else _load(source)
+    groups = channel_groups(base, untouched=untouched)
+    if not groups:
+        held = [f"{name}: {reason}" for name, reason in fixed_layers(base, untouched=untouched).items()]
+        raise UserError(f"{source} has no channels to cut. {'; '.join(held[:3]) or 'No layer makes any'}.")
+    retraining, taylor = None, {}
+    if data or finetune or method == "taylor":
+        from tfface.pruning.retrain import Retraining
+
+        retraining = Retraining(run.recipe(), data, data_dir, finetune)
+        taylor = retraining.taylor() if method == "taylor" else {}
+
+    choice = {"scope": scope, "multiple_of": multiple_of, "exclude": tuple(exclude)}
+    choices = {"source": str(source), "method": method, "ratio": ratio, **choice, "untouched": tuple(untouched)}
+    keep = choose(groups, importance(base, groups, method, **taylor), ratio, **choice)
+    if all(len(keep[group.name]) == group.width for group in groups):
+        raise UserError(
+            f"A share of {ratio} of the channels of {source} comes to none in multiples of {multiple_of}: choose a "
+            "larger --ratio or a smaller --multiple-of."
+        )
+    measured = bool(data or finetune)
+    figures = [retraining.figures(base)] if measured else []
+    # Training changes the base: what it costs does not change, but a network of its own is timed beside the pruned one.
+    pruned = cut(base, {} if schedule else keep, groups)
+    if schedule:
+        from tfface.pruning.schedule import FilterPruning, nonzero_channels
+
+        steps = _schedule(schedule, ratio, finetune * retraining.steps)
+        pruning = FilterPruning(steps, method, **choice, **taylor, untouched=untouched)
+        retraining.fit(pruned, out / "training", {**choices, "schedule": schedule}, [pruning])
+        # From the weights: a training that had come to its end before has no step in which to choose.
+        keep = nonzero_channels(pruned, groups)
+        pruned = cut(pruned, keep, groups)
+    elif finetune:
+        retraining.fit(pruned, out / "training", choices)
+    if measured:
+        figures.append(retraining.figures(pruned))
+
+    file = out / "pruned.keras"
+    sizes = [_save(base, out / "base.keras"), _save(pruned, file)]
+    (out / "base.keras").unlink()
+    result = {
+        "file": str(file),
+        **choices,
+        "schedule": schedule,
+        "finetune": finetune,
+        "data": retraining.builder.info.full_name if measured else "",
+        "device": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {keras.backend.backend()}",
+        "groups": {group.name: [group.width, len(keep[group.name])] for group in groups},
+        "rows": _rows(base, pruned, sizes, input_shape, *figures),
+    }
+    files.write_json(out / "pruned.json", result)
+    return result
+
+
+def table(result: dict) -> str:
+    """The result of `prune_checkpoint` as a Markdown table, with what its speed-up means below."""
+    schedule = f", {result['schedule']}" if result["schedule"] else ""
+    trained = f"{schedule}, epochs: {result['finetune']}" if result["finetune"] else ""
+    lines = [
+        f"| {result['method']} {result['ratio']:g} by {result['scope']}{trained} | base | pruned | delta | speed-up |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in result["rows"]:
+        base, pruned = row["base"], row["pruned"]
+        cost = row["speed_up"] is not None or row["name"] in ("parameters", "file, MB")
+        delta = f"{pruned / base - 1:+.1%}" if cost else f"{pruned - base:+.4f}"
+        speed_up = f"{row['speed_up']:.2f}" if row["speed_up"] is not None else ""
+        lines.append(f"| {row['name']} | {_number(base)} | {_number(pruned)} | {delta} | {speed_up} |")
+    lines += [
+        "",
+        f"speed-up: how many times as fast as the base. Of a batch it is wall time, the least of {REPEATS} that base "
+        f"and pruned took in turns ({result['device']}); of the multiply-adds it is what arithmetic alone would give.",
+    ]
+    return "\n".join(lines)
+
+
+def _number(value):
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+
+
+def _rows(base, pruned, sizes, input_shape, before=None, after=None):
+    rows = [{"name": "parameters", "base": base.count_params(), "pruned": pruned.count_params(), "speed_up": None}]
+    counts = [multiply_adds(model, input_shape) for model in (base, pruned)]
+    timed = [("multiply-adds", counts)]
+    for batch_size in (1, 8):
+        seconds = latency((base, pruned), batch_size, REPEATS, input_shape)
+        timed.append((f"batch of {batch_size}, ms", [1000 * second for second in seconds]))
+    rows += [{"name": name, "base": a, "pruned": b, "speed_up": a / b} for name, (a, b) in timed]
+    rows.insert(2, {"name": "file, MB", "base": sizes[0] / 1e6, "pruned": sizes[1] / 1e6, "speed_up": None})
+    return rows + [
+        {"name": name, "base": before[name], "pruned": after[name], "speed_up": None} for name in before or ()
+    ]
+
+
+def _schedule(name, ratio, steps):
+    from tensorflow_model_optimization.sparsity import keras as sparsity
+
+    frequency = math.ceil(steps / 2 / UPDATES)
+    # The last update falls on the last step of the schedule, which is where a polynomial reaches the whole ratio.
+    end = frequency * math.ceil(steps / 2 / frequency)
+    if name == "constant":
+        return sparsity.ConstantSparsity(ratio, begin_step=0, end_step=end, frequency=frequency)
+    return sparsity.PolynomialDecay(0.0, ratio, begin_step=0, end_step=end, frequency=frequency)
+
+
+def _load(path):
+    if not path.exists():
+        raise UserError(f"There is no model at {path}: expected a .keras file, or the folder of a run.")
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:  # keras raises many kinds for a damaged file
+        raise UserError(f"The model file {path} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _save(model, path):
+    with files.written_aside(path) as aside:
+        model.save(aside)
+    return path.stat().st_size

@@ -1,0 +1,278 @@
+"""How much each channel matters, and which of them stay."""
+
+import math
+import warnings
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from operator import attrgetter
+
+import keras
+import numpy as np
+from keras import ops
+
+from tfface.errors import UserError
+from tfface.pruning.channels import CONSUMER, PRODUCER
+from tfface.pruning.graph import ChannelGroup, find_layers
+
+METHODS = ("l1", "l2", "batchnorm", "taylor", "random")
+SCOPES = ("global", "block", "layer")
+
+
+def importance(
+    model, groups: Sequence[ChannelGroup], method: str = "l1", data=None, loss=None, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Rate every unit of every group; the higher, the more it matters.
+
+    - "l1", "l2": norm of all filters that make the unit, those of all layers that a shortcut joins taken together.
+      Li et al., Pruning Filters for Efficient ConvNets (ICLR 2017).
+    - "batchnorm": mean of the absolute scales of the batch normalisations that it passes. Liu et al., Learning
+      Efficient Convolutional Networks through Network Slimming (ICCV 2017).
+    - "taylor": first-order estimate of how far the loss moves when everything that makes the unit is set to 0, the
+      absolute sum of gradient times value, averaged over the batches. Molchanov et al., Importance Estimation for
+      Neural Network Pruning (CVPR 2019). The model predicts as it does in use: no dropout, moving statistics.
+    - "random": uniform numbers, the baseline that any other method must beat.
+
+    Args:
+        model: the model that the groups are of.
+        groups: what `channel_groups` found.
+        method: one of the above.
+        data: for "taylor", an iterable of batches `(inputs, targets)`.
+        loss: for "taylor", the name of a Keras loss or a function of (targets, outputs); for a model with named
+            outputs a dict of them, whose sum is taken.
+        seed: seed of "random".
+
+    Returns:
+        Group name -> `(width,)` float64. A group without a scale of a batch normalisation is rated infinite by
+        "batchnorm", so that it stays whole, and is named in a warning.
+
+    Raises:
+        UserError: the method is unknown, or "taylor" lacks data or loss.
+    """
+    if method not in METHODS:
+        raise UserError(f"Unknown importance: expected one of {', '.join(METHODS)}. Received: {method!r}.")
+    if method == "random":
+        generator = np.random.default_rng(seed)
+        return {group.name: generator.uniform(size=group.width) for group in groups}
+    layers = find_layers(model)
+    if method == "taylor":
+        return _taylor(model, groups, layers, data, loss)
+    if method == "batchnorm":
+        return _batchnorm(groups, layers)
+    power = int(method[1])
+    scores = {}
+    for group in groups:
+        total = np.zeros(group.width)
+        for member in group.members:
+            if member.role == PRODUCER:
+                total += _by_unit(member, np.abs(_value(layers, member)) ** power, group.width)
+        scores[group.name] = total ** (1 / power)
+    return scores
+
+
+def choose(
+    groups: Sequence[ChannelGroup],
+    scores: Mapping[str, np.ndarray],
+    ratio: float | Mapping[str, float],
+    scope: str = "layer",
+    multiple_of: int = 8,
+    minimum: int = 1,
+    exclude: Sequence[str] = (),
+) -> dict[str, np.ndarray]:
+    """Choose the units that stay.
+
+    Units are ranked together in the whole model, in each block or in each group, and the lowest go. Where several
+    groups are ranked together, each group's scores are divided by their mean first, since norms of filters of
+    different sizes do not compare. The number that stays of a group is then rounded to a multiple of `multiple_of`
+    channels, which fast kernels want, at least one such multiple, and no layer loses all of its channels.
+
+    Args:
+        groups: what `channel_groups` found.
+        scores: what `importance` gave.
+        ratio: share of the units that goes, in [0, 1); or a dict of shares by the names of blocks or of groups, for
+            `scope` "block" and "layer": what it does not name stays whole.
+        scope: "global", "block" or "layer": where units are ranked together.
+        multiple_of: >= 1; 1 for no rounding.
+        minimum: least number of channels that stay of each group, >= 1.
+        exclude: names or patterns ("stem_*") of groups or of layers that make a group's channels; they stay whole.
+
+    Returns:
+        Group name -> sorted indices of the units that stay, for all groups.
+
+    Raises:
+        UserError: an argument is out of range, or a name is unknown.
+    """
+    if scope not in SCOPES:
+        raise UserError(f"Unknown scope: expected one of {', '.join(SCOPES)}. Received: {scope!r}.")
+    buckets = {}
+    for group in groups:
+        buckets.setdefault({"global": "", "block": group.block, "layer": group.name}[scope], []).append(group)
+    ratios = _ratios(ratio, buckets, scope)
+    _check_patterns(groups, exclude)
+    keep = {}
+    for bucket, members in buckets.items():
+        members = [group for group in members if not _excluded(group, exclude)]
+        if not members:
+            continue
+        relative = [_relative(scores[group.name]) for group in members]
+        owner = np.repeat(np.arange(len(members)), [group.width for group in members])
+        # Among equals, those go first that stand low in their group, so that equal groups lose equal shares.
+        standing = np.concatenate([np.argsort(np.argsort(each, kind="stable")) / len(each) for each in relative])
+        order = np.lexsort((standing, np.concatenate(relative)))
+        lost = np.bincount(owner[order[: round(ratios[bucket] * len(order))]], minlength=len(members))
+        for group, own, gone in zip(members, relative, lost, strict=True):
+            own[_best_of_each_layer(group, own)] = np.inf
+            count = max(_rounded(group, group.width - gone, multiple_of, minimum), int(np.isinf(own).sum()))
+            keep[group.name] = np.sort(np.argsort(-own, kind="stable")[:count])
+    return {group.name: keep.get(group.name, np.arange(group.width)) for group in groups}
+
+
+def _relative(scores):
+    finite = scores[np.isfinite(scores)]
+    return scores / ((finite.mean() if finite.size else 0.0) or 1.0)
+
+
+def _best_of_each_layer(group, scores):
+    """The units that no layer may lose, or it would make nothing: of channels laid side by side, one of each."""
+    makers = [member.units for member in group.members if member.role == PRODUCER and (member.units >= 0).all()]
+    return [units[np.argmax(scores[units])] for units in makers]
+
+
+def _ratios(ratio, buckets, scope):
+    if isinstance(ratio, Mapping):
+        unknown = [name for name in ratio if name not in buckets]
+        if unknown or scope == "global":
+            raise UserError(
+                f"Ratios by name need the scope 'block' or 'layer' and its names: expected among {list(buckets)[:5]}. "
+                f"Received: scope={scope!r}, {unknown or list(ratio)}."
+            )
+    ratios = {name: ratio.get(name, 0.0) if isinstance(ratio, Mapping) else ratio for name in buckets}
+    wrong = [value for value in ratios.values() if not 0 <= value < 1]
+    if wrong:
+        raise UserError(f"A share of channels to cut is out of range: expected [0, 1). Received: {wrong[0]}.")
+    return ratios
+
+
+def _rounded(group, wanted, multiple_of, minimum):
+    producer = next(member for member in group.members if member.role == PRODUCER)
+    sizes = np.unique(np.bincount(producer.units[producer.units >= 0]))
+    size = int(sizes[0]) if len(sizes) == 1 else 1  # channels of a unit
+    step = multiple_of // math.gcd(multiple_of, size)
+    least = max(step, math.ceil(minimum / size), 1)
+    return min(max(math.floor(wanted / step + 0.5) * step, least), group.width)
+
+
+def _excluded(group, patterns):
+    return any(fnmatchcase(name, pattern) for name in (group.name, *group.layers) for pattern in patterns)
+
+
+def _check_patterns(groups, patterns):
+    for pattern in patterns:
+        if not any(_excluded(group, [pattern]) for group in groups):
+            raise UserError(
+                f"Nothing to exclude by {pattern!r}: expected the name or a pattern of a layer that makes channels, "
+                f"such as {', '.join(group.name for group in list(groups)[:3])}."
+            )
+
+
+def _value(layers, member):
+    variable = attrgetter(member.variable)(layers[member.layer])
+    return ops.convert_to_numpy(variable.value).astype("float64")
+
+
+def _by_unit(member, values, width):
+    """Sum of an array of the variable's shape over everything that belongs to each unit."""
+    along = values.sum(axis=tuple(axis for axis in range(values.ndim) if axis != member.axis))
+    inside = member.units >= 0
+    return np.bincount(member.units[inside], along[inside], minlength=width)
+
+
+def _batchnorm(groups, layers):
+    scores, without = {}, []
+    for group in groups:
+        total, count = np.zeros(group.width), np.zeros(group.width)
+        for member in group.members:
+            if member.variable == "gamma" and isinstance(layers[member.layer], keras.layers.BatchNormalization):
+                scales = np.abs(_value(layers, member))
+                total += _by_unit(member, scales, group.width)
+                count += _by_unit(member, np.ones_like(scales), group.width)
+        rated = count > 0
+        scores[group.name] = np.where(rated, total / np.maximum(count, 1), np.inf)
+        without += [] if rated.all() else [group.name]
+    if without:
+        warnings.warn(
+            f"{len(without)} of {len(groups)} groups of channels pass no batch normalisation with a scale and stay "
+            f"whole: {', '.join(without[:5])}{', ...' if len(without) > 5 else ''}",
+            stacklevel=3,
+        )
+    return scores
+
+
+def _taylor(model, groups, layers, data, loss):
+    if data is None or loss is None:
+        raise UserError(
+            "The importance 'taylor' needs data and a loss: expected an iterable of batches (inputs, targets) and a "
+            f"Keras loss. Received: data={data!r}, loss={loss!r}."
+        )
+    makers = [[member for member in group.members if member.role != CONSUMER] for group in groups]
+    variables = {}
+    for member in (each for members in makers for each in members):
+        variable = attrgetter(member.variable)(layers[member.layer])
+        if variable.trainable:
+            variables[member.layer, member.variable] = variable
+    totals = {group.name: np.zeros(group.width) for group in groups}
+    batches = 0
+    for inputs, targets, *_ in data:
+        gradients = _gradients(model, list(variables.values()), _total_loss(loss), inputs, targets)
+        moves = {
+            name: ops.convert_to_numpy(variable.value).astype("float64") * gradient
+            for (name, variable), gradient in zip(variables.items(), gradients, strict=True)
+        }
+        for group, members in zip(groups, makers, strict=True):
+            along = [
+                _by_unit(member, moves[member.layer, member.variable], group.width)
+                for member in members
+                if (member.layer, member.variable) in moves
+            ]
+            totals[group.name] += np.abs(np.sum(along, axis=0))
+        batches += 1
+    if not batches:
+        raise UserError("The importance 'taylor' got no data: expected at least one batch (inputs, targets).")
+    return {name: total / batches for name, total in totals.items()}
+
+
+def _total_loss(loss):
+    if isinstance(loss, Mapping):
+        parts = {name: keras.losses.get(each) for name, each in loss.items()}
+        return lambda targets, outputs: sum(ops.mean(part(targets[n], outputs[n])) for n, part in parts.items())
+    function = keras.losses.get(loss)
+    return lambda targets, outputs: ops.mean(function(targets, outputs))
+
+
+def _gradients(model, variables, loss, inputs, targets):
+    """Gradients of the loss by variables, as float64 arrays: the one thing that each backend does its own way."""
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            value = loss(targets, model(inputs, training=False))
+        found = tape.gradient(value, [variable.value for variable in variables], unconnected_gradients="zero")
+    elif backend == "jax":
+        import jax
+
+        positions = {id(variable): index for index, variable in enumerate(model.trainable_variables)}
+        fixed = [variable.value for variable in model.non_trainable_variables]
+
+        def of(trainable):
+            return loss(targets, model.stateless_call(trainable, fixed, inputs, training=False)[0])
+
+        every = jax.grad(of)([variable.value for variable in model.trainable_variables])
+        found = [every[positions[id(variable)]] for variable in variables]
+    elif backend == "torch":
+        import torch
+
+        value = loss(targets, model(inputs, training=False))
+        found = torch.autograd.grad(value, [variable.value for variable in variables], materialize_grads=True)
+    else:
+        raise UserError(f"The importance 'taylor' needs gradients, which the Keras backend {backend!r} does not give.")
+    return [ops.convert_to_numpy(gradient).astype("float64") for gradient in found]

@@ -1,0 +1,76 @@
+"""Train the network of a run again while it is pruned or after, and measure it: by the run's recipe and data."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+
+from tfface.data import pipeline
+from tfface.evaluation.evaluate import evaluate
+from tfface.evaluation.predictions import predict_with
+from tfface.recipes import Recipe
+from tfface.training import batches
+from tfface.training.fit import fit, loss_of
+
+TAYLOR_BATCHES = 8
+"""Training batches over which the importance "taylor" is averaged."""
+
+
+class Retraining:
+    """A recipe and a prepared data set, for a network that the recipe's has become.
+
+    Args:
+        recipe: tasks, losses, optimizer and batches.
+        data: prepared data set; the recipe's own if empty.
+        data_dir: where data sets are prepared.
+        epochs: epochs of training; all layers are trained, from pixels, by the recipe's schedule drawn together.
+
+    Raises:
+        UserError: the data set is not prepared, or has not the recipe's labels.
+    """
+
+    def __init__(self, recipe: Recipe, data: str = "", data_dir: str | Path | None = None, epochs: int = 1):
+        self.data_dir = data_dir
+        self.builder = pipeline.open_dataset(data or recipe.data, data_dir)
+        recipe = recipe.adapted(pipeline.class_names(self.builder))
+        pixels = {"train_from": "", "initial": "", "data": data or recipe.data}
+        self.recipe = recipe.changed(**pixels, epochs=max(epochs, 1), schedule_scale=1.0, patience=0)
+        self.labels = pipeline.label_arrays(self.builder, "train")
+        self.steps = batches.steps_of(self.labels, self.recipe)[1]
+        """Steps an epoch."""
+
+    def taylor(self) -> dict:
+        """What the importance "taylor" asks for: batches of the training split, and the losses."""
+        few = batches.image_batches(self.builder, "train", self.recipe, 0).take(TAYLOR_BATCHES)
+        return {"data": few, "loss": {task.name: loss_of(task) for task in self.recipe.tasks()}}
+
+    def fit(
+        self,
+        model: keras.Model,
+        folder: Path,
+        choices: dict,
+        callbacks: Sequence[keras.callbacks.Callback] = (),
+    ) -> None:
+        """Train a network; where a training in this folder was killed, go on after its last epoch.
+
+        Args:
+            model: the network; every layer of it is made trainable, batch norms too, whose statistics a cut changes.
+            folder: where the state and the figures of each epoch are kept, a run's.
+            choices: how the network was pruned; a folder in which it was pruned otherwise is refused.
+            callbacks: what else acts, such as pruning.
+
+        Raises:
+            UserError: the folder holds a training with other choices.
+        """
+        model.trainable = True
+        fit(self.recipe, folder, self.data_dir, model=model, callbacks=callbacks, about=choices)
+
+    def figures(self, model: keras.Model, split: str = "test") -> dict[str, float]:
+        """Accuracy of each task on a split, and the mean error of ages in years, over the recipe's test views."""
+        measured = evaluate(predict_with(self.recipe, model, split, data_dir=self.data_dir))
+        figures = {f"{task} accuracy": row["accuracy"]["value"] for task, row in measured["tasks"].items()}
+        if "age" in measured:
+            figures["age error, years"] = measured["age"]["mae"]["value"]
+        return figures
