@@ -228,14 +228,16 @@ def _tasks_table(metrics: Mapping) -> Table:
 
 def _splits_table(splits: Mapping) -> Table:
     tasks = list(dict.fromkeys(task for metrics in splits.values() for task in metrics["tasks"]))
+    years = any("age" in metrics for metrics in splits.values())
     rows = []
     for split, metrics in splits.items():
         row = [split, f"{metrics['n']:,}"]
         for task in tasks:
             row.append(_number(metrics["tasks"].get(task, {}).get("accuracy", {}).get("value")))
-        row.append(_number(metrics["age"]["mae"]["value"], 2) if "age" in metrics else "–")
+        if years:
+            row.append(_number(metrics["age"]["mae"]["value"], 2) if "age" in metrics else "–")
         rows.append(row)
-    head = ("split", "n", *(f"{_name(task)} accuracy" for task in tasks), "age MAE, years")
+    head = ["split", "n", *(f"{_name(task)} accuracy" for task in tasks), *(["age MAE, years"] if years else [])]
     return Table(head, rows, "The same model on every split that was evaluated.")
 
 

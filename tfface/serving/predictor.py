@@ -43,7 +43,8 @@ class FaceAttributes:
 
     def caption(self) -> list[str]:
         """Two short lines for a picture: gender and age, then race."""
-        age = "" if self.age is None else f"{self.age:.0f}"
+        age = self.label("age_group") if "age_group" in self.probabilities else ""
+        age = age if self.age is None else f"{self.age:.0f}"
         if self.age_spread is not None:
             age += f" ± {self.age_spread:.0f}"
         first = " ".join(filter(None, [self.label("gender") if "gender" in self.probabilities else "", age]))
