@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 
-from tfface import recipes
 from tfface.data.pipeline import epoch_order, repeats
 from tfface.errors import UserError
 from tfface.training.callbacks import Recorder
@@ -96,16 +95,6 @@ def test_a_gpu_that_is_not_there_is_an_error():
     with pytest.raises(UserError, match="A GPU was asked for"):
         device_name("gpu")
     assert device_name("auto") == device_name("cpu") == "cpu"
-
-
-def test_training_from_pixels(home, data_dir, tmp_path):
-    """One epoch of the whole network, small: the same loop, nothing frozen."""
-    recipe = recipes.load(
-        "arg", "finetune", ["image_size=(80, 80)", "epochs=1", "batch_size=70", "schedule_scale=1.0"]
-    ).changed(data="synthetic_faces/small", test_mirror=False)
-    run = fit(recipe, tmp_path / "run", data_dir, verbose=0)
-    assert np.isfinite(run.history()[0]["val_loss"])
-    assert run.model().count_params() > 22_000_000
 
 
 def test_a_cut_model_is_the_model():

@@ -203,11 +203,12 @@ class ARG(Recipe):
 
         The gender's weight stays: Adam's steps do not change when all weights grow alike, so only ratios are searched.
         """
+        ages = ["groups"] if self.age == "groups" else [age for age in AGE_TASKS if age != "groups"]
         return {
             "learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True),
             "race_weight": trial.suggest_float("race_weight", 0.03, 3.0, log=True),
             "age_weight": trial.suggest_float("age_weight", 0.03, 3.0, log=True),
-            "age": trial.suggest_categorical("age", list(AGE_TASKS)),
+            "age": trial.suggest_categorical("age", ages),
             "bottleneck_width": trial.suggest_int("bottleneck_width", 64, 1024, log=True),
             "dropout_rate": trial.suggest_float("dropout_rate", 0.0, 0.6),
         }

@@ -115,6 +115,13 @@ class Gender(Recipe):
         factors = discriminative_factors(groups, self.lowest_rate, self.learning_rate)
         return DiscriminativeAdam(OneCycle(self.learning_rate, steps), beta_1=0.95, beta_2=0.99, factors=factors)
 
+    def search_space(self, trial):
+        """The peak of the cycle and the cropping."""
+        return {
+            "learning_rate": trial.suggest_float("learning_rate", self.lowest_rate, 0.1, log=True),
+            "random_crop": trial.suggest_float("random_crop", 0.5, 1.0),
+        }
+
     def tiny(self):
         """ResNet18 at 32 pixels, two epochs on a small set of synthetic faces; the rate is one for so few steps."""
         small = {"data": "synthetic_faces/small", "label": "gender", "image_size": (32, 32), "depth": 18}

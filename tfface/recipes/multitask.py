@@ -118,6 +118,14 @@ class Multitask(Recipe):
         """Adam at a constant rate (paper 2, section 5)."""
         return keras.optimizers.Adam(self.learning_rate)
 
+    def search_space(self, trial):
+        """Learning rate, and the weights of age and race; Adam knows only ratios, so that of gender stays."""
+        return {
+            "learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True),
+            "age_weight": trial.suggest_float("age_weight", 0.1, 10.0, log=True),
+            "race_weight": trial.suggest_float("race_weight", 0.1, 10.0, log=True),
+        }
+
     def tiny(self):
         """Two epochs at 32 pixels on a small set of synthetic faces, gender and its five races only."""
         return self.changed(data="synthetic_faces/small", image_size=(32, 32), epochs=2, only="gender")
