@@ -5,8 +5,8 @@
     tfface reproduce multitask --variant resnet34 --device gpu   # and its four baselines
     tfface reproduce multitask --variant gender --device gpu     # one task alone, for the gain of learning three
 
-A step takes 2.6 thousand million multiply-adds an image at 64x64: an epoch is 10^14 and more, work for a GPU. What transfer
-from FaceNet reaches on the same data on two CPU cores is the variant `fairface-tail` of the recipe `arg`.
+A step takes 2.6 thousand million multiply-adds an image at 64x64: an epoch is 10^14 and more, work for a GPU. What
+transfer from FaceNet reaches on the same data on two CPU cores is the variant `fairface-tail` of the recipe `arg`.
 """
 
 from __future__ import annotations
