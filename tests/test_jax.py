@@ -19,10 +19,11 @@ metric = MeanAgeError([10, 20, 30])
 metric.update_state(truth, said)
 assert abs(float(metric.result()) - 1.0) < 1e-5
 rng = np.random.default_rng(0)
-for name in set(MODELS) - {"inception_resnet_v1"}:  # which arg holds whole
-    build = MODELS[name]
+for name, build in MODELS.items():
     keras.utils.set_random_seed(0)
-    model = build()
+    model = build()  # JAX traces every layer: what it cannot compute fails here
+    if name not in sys.argv[2:]:
+        continue
     images = rng.uniform(0, 255, (2, *model.input_shape[1:])).astype("float32")
     outputs = model.output if isinstance(model.output, dict) else {"output": model.output}
     targets = {key: np.full((2, *value.shape[1:]), 1 / value.shape[-1], "float32") for key, value in outputs.items()}
@@ -38,14 +39,16 @@ for name in set(MODELS) - {"inception_resnet_v1"}:  # which arg holds whole
 """
 
 
+TRAINED = ("arg", "multitask_cnn")
+"""Those that are trained and saved too: JAX compiles each operation of each shape, minutes for all of them."""
+
+
 def test_networks_train_on_jax_and_load_under_tensorflow(tmp_path):
     import keras
     import numpy as np
 
-    from tfface.models import MODELS
-
     result = subprocess.run(
-        [sys.executable, "-c", CHECK, str(tmp_path)],
+        [sys.executable, "-c", CHECK, str(tmp_path), *TRAINED],
         env={**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
@@ -53,7 +56,7 @@ def test_networks_train_on_jax_and_load_under_tensorflow(tmp_path):
         timeout=600,
     )
     assert result.returncode == 0, result.stderr[-2000:]
-    for name in set(MODELS) - {"inception_resnet_v1"}:
+    for name in TRAINED:
         model = keras.saving.load_model(tmp_path / f"{name}.keras", compile=False)
         outputs = model(np.zeros((1, *model.input_shape[1:]), "float32"))
         for values in outputs.values() if isinstance(outputs, dict) else [outputs]:
