@@ -39,7 +39,7 @@ for name, build in MODELS.items():
 """
 
 
-TRAINED = ("arg", "multitask_cnn")
+TRAINED = ("multitask_cnn",)
 """Those that are trained and saved too: JAX compiles each operation of each shape, minutes for all of them."""
 
 
