@@ -6,19 +6,15 @@ sorts that out once, by the bytes of the files, so that no image stands in two s
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections import defaultdict
 from pathlib import Path
-from typing import ClassVar, NamedTuple
+from typing import ClassVar
 
 import tensorflow as tf
 import tensorflow_datasets as tfds
-from absl import logging
-from tqdm import tqdm
 
 from tfface import labels
-from tfface.data import aligned
+from tfface.data import aligned, originals
 from tfface.errors import UserError
 
 FOLDER = "UTKFace"
@@ -45,20 +41,6 @@ LANDMARKS = [[0.2993, 0.2897], [0.6858, 0.2910], [0.4876, 0.5167], [0.3157, 0.68
 over MTCNN's landmarks of 495 random ones. Faces of other photos are aligned to them before they are predicted."""
 
 
-class Photo(NamedTuple):
-    """A file whose name and bytes could both be read."""
-
-    path: Path
-    age: int
-    gender: int
-    race: int
-
-    @property
-    def labels(self):
-        """Age (years), gender and race (indices), as the file name gives them."""
-        return self[1:]
-
-
 def parse_name(name: str) -> tuple[int, int, int] | None:
     """Reads the labels from a file name.
 
@@ -81,78 +63,37 @@ def split_of(digest: str) -> str:
     Returns:
         'train', 'validation' or 'test'.
     """
-    fraction = int(digest[:16], 16) / 2**64
+    fraction = originals.fraction(digest)
     if fraction < TEST_SHARE:
         return "test"
     return "validation" if fraction < TEST_SHARE + VALIDATION_SHARE else "train"
 
 
-def scan(folder: Path) -> tuple[dict[str, Photo], dict[str, list]]:
+def scan(folder: Path) -> tuple[dict[str, originals.Photo], dict[str, list]]:
     """Reads every photo below a folder once and sets apart what cannot be used.
-
-    Files of the same bytes are one image. It is kept, under its first name, where all copies agree on age,
-    gender and race. Where they do not, nothing tells which label is right, and the image is left out.
 
     Args:
         folder: where the photos are, at any depth.
 
     Returns:
-        The images, SHA-256 -> `Photo`, and what was left out: 'malformed' and 'undecodable' list file names,
-        'copies' and 'conflicting' list groups of names; the first of each group of copies is the one kept.
+        The images, SHA-256 -> photo, its labels age (years), gender and race (indices), and what was left out:
+        'malformed' lists file names, the rest is as `originals.distinct` tells it.
 
     Raises:
         UserError: no file has a name of UTKFace.
     """
     paths = sorted(folder.rglob("*.jpg"))
-    labelled = {path: parse_name(path.name) for path in paths}
-    if not any(labelled.values()):
+    photos = [originals.Photo(path.name, path, parse_name(path.name)) for path in paths]
+    if not any(photo.labels for photo in photos):
         received = f"{len(paths)} .jpg files, the first {paths[0].name!r}" if paths else "no .jpg file"
         raise UserError(
             f"no photo of UTKFace in {folder}: expected names like 26_0_1_20170117195838909.jpg.chip.jpg "
             f"(age_gender_race_datetime), found {received}; give {FOLDER} or its parent as manual_dir"
         )
-    left_out = {"malformed": [], "undecodable": [], "copies": [], "conflicting": []}
-    same_bytes = defaultdict(list)
-    for path in tqdm(paths, desc="Reading photos", unit=" files", leave=False):
-        if labelled[path] is None:
-            left_out["malformed"].append(path.name)
-            continue
-        content = path.read_bytes()
-        try:
-            tf.io.decode_jpeg(content, channels=3)  # training's own decoder: it refuses truncated files
-        except tf.errors.InvalidArgumentError:
-            left_out["undecodable"].append(path.name)
-            continue
-        same_bytes[hashlib.sha256(content).hexdigest()].append(Photo(path, *labelled[path]))
-
-    images = {}
-    for digest, photos in same_bytes.items():
-        names = [photo.path.name for photo in photos]
-        if len({photo.labels for photo in photos}) > 1:
-            left_out["conflicting"].append(names)
-            continue
-        images[digest] = photos[0]
-        if len(photos) > 1:
-            left_out["copies"].append(names)
-    _report(len(paths), images, left_out)
+    images, left_out = originals.distinct(photo for photo in photos if photo.labels)
+    left_out = {"malformed": [photo.name for photo in photos if not photo.labels], **left_out}
+    originals.log_left_out("UTKFace", len(images), left_out)
     return images, left_out
-
-
-def _report(files, images, left_out):
-    """Counts and names, in the log, what `scan` left out."""
-    logging.info("UTKFace: %d images kept of %d files", len(images), files)
-    for reason in ("malformed", "undecodable"):
-        if names := left_out[reason]:
-            logging.warning("UTKFace: left out %d %s files: %s", len(names), reason, ", ".join(names))
-    for reason, extra in (("copies", 1), ("conflicting", 0)):
-        if groups := left_out[reason]:
-            logging.warning(
-                "UTKFace: left out %d files in %d groups of copies (%s), named in metadata.json: %s ...",
-                sum(len(names) - extra for names in groups),
-                len(groups),
-                "same labels, one kept" if extra else "conflicting labels, none kept",
-                " = ".join(groups[0]),
-            )
 
 
 class Builder(aligned.AlignableBuilder):
@@ -181,10 +122,7 @@ class Builder(aligned.AlignableBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        try:
-            folder = Path(dl_manager.manual_dir)
-        except AssertionError as error:  # TFDS' own check that it exists and is not empty, in several lines
-            raise UserError(" ".join(str(error).split())) from error
+        folder = originals.manual_folder(dl_manager)
         if (folder / FOLDER).is_dir():
             folder /= FOLDER
         images, left_out = scan(folder)
@@ -202,13 +140,6 @@ class Builder(aligned.AlignableBuilder):
 
     def _generate_examples(self, images):
         for digest, photo in images.items():
-            yield (
-                digest,
-                {
-                    "image": photo.path,  # its bytes are written as they are
-                    "age": photo.age,
-                    "gender": photo.gender,
-                    "race": photo.race,
-                    "key": photo.path.name,
-                },
-            )
+            age, gender, race = photo.labels
+            image = photo.path  # its bytes are written as they are
+            yield digest, {"image": image, "age": age, "gender": gender, "race": race, "key": photo.name}
