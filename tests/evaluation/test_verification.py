@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from tfface.evaluation.embeddings import central
 from tfface.evaluation.verification import best_threshold, cosine_similarity, verify_folds
+from tfface.faces.crops import main_face
+from tfface.faces.detect import Faces
 
 
 def test_cosine_by_hand():
@@ -49,7 +50,7 @@ def test_rates_are_given_only_where_negatives_allow_them():
 
 def test_the_central_face_is_chosen():
     boxes = np.array([[0, 0, 40, 40], [90, 90, 160, 160], [200, 200, 245, 245]], "float32")
-    assert central(boxes, (250, 250, 3)) == 1
+    assert main_face(Faces(boxes, np.ones(3)), (250, 250, 3)) == 1
 
 
 def test_facenet_tells_real_people_apart(facenet, samples):

@@ -12,6 +12,7 @@ from tqdm import tqdm
 from tfface import files, weights
 from tfface.data import pipeline
 from tfface.faces import align
+from tfface.faces.crops import main_face
 from tfface.training.features import bfloat16_convolutions
 
 SIZE = 160
@@ -96,17 +97,4 @@ def _found(photos: Iterable, without_face: list[str]) -> Iterator[np.ndarray]:
                 without_face.append(key)
                 yield _centre(photo)
                 continue
-            yield align.crop_with_margin(photo, faces.boxes[central(faces.boxes, photo.shape)], SIZE).astype("float32")
-
-
-def central(boxes: np.ndarray, shape: tuple[int, ...]) -> int:
-    """The face that a photo is of: large and near the centre (area minus twice the squared distance, as FaceNet's
-    alignment chose it).
-
-    Args:
-        boxes: `(n, 4)` x0, y0, x1, y1, pixels, n >= 1.
-        shape: shape of the photo, `(height, width, ...)`.
-    """
-    sides = boxes[:, 2:] - boxes[:, :2]
-    offset = (boxes[:, :2] + boxes[:, 2:]) / 2 - np.array([shape[1], shape[0]]) / 2
-    return int(np.argmax(sides.prod(axis=1) - 2 * (offset**2).sum(axis=1)))
+            yield align.crop_with_margin(photo, faces.boxes[main_face(faces, photo.shape)], SIZE).astype("float32")
