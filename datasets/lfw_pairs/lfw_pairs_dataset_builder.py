@@ -15,6 +15,8 @@ from tqdm import tqdm
 from tfface.data import aligned
 from tfface.errors import UserError
 
+from . import occlusion
+
 FOLDERS = ("lfw-deepfunneled", "lfw")
 """Folder of the images: deep-funneled, preferred where both are there, or as they were published first."""
 
@@ -104,13 +106,14 @@ def find_images(folder: Path, pairs: list[Pair]) -> dict[str, Path]:
 
 
 class Builder(aligned.AlignableBuilder):
-    """The pairs of LFW, or each of their images once."""
+    """The pairs of LFW, or each of their images once, or those that come second, occluded."""
 
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar = {"1.0.0": "View 2 in file order."}
     BUILDER_CONFIGS: ClassVar = [
         aligned.AlignableConfig(name="pairs", description="Two images, same person or not, fold; in file order."),
         aligned.AlignableConfig(name="images", description="Each image of the pairs once, sorted by name."),
+        *occlusion.CONFIGS,
     ]
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "Get the deep-funneled images and pairs.txt of Labeled Faces in the Wild (figshare article 5976018), "
@@ -131,8 +134,9 @@ class Builder(aligned.AlignableBuilder):
             },
             "images": {"image": image, "identity": text, "key": text},
         }
+        occluded = features["images"] | {"box": tfds.features.Tensor(shape=(4,), dtype=tf.float32)}
         return self.dataset_info_from_configs(
-            features=tfds.features.FeaturesDict(features[self.builder_config.unaligned]),
+            features=tfds.features.FeaturesDict(features.get(self.builder_config.unaligned, occluded)),
             disable_shuffling=True,
             homepage="https://vis-www.cs.umass.edu/lfw/",
             metadata=tfds.core.MetadataDict(),
@@ -140,10 +144,11 @@ class Builder(aligned.AlignableBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         config = self.builder_config
-        if config.align and (config.unaligned != "images" or config.no_face == "skip"):
+        if config.align and (config.unaligned == "pairs" or config.no_face == "skip"):
             raise UserError(
                 f"LFW is aligned image by image and without a gap, or its figures would change; received the config "
-                f"{config.name} with no_face {config.no_face}: build lfw_pairs/images with --no-face centre"
+                f"{config.name} with no_face {config.no_face}: build lfw_pairs/images, or an occluded one, with "
+                "--no-face centre"
             )
         try:
             root = Path(dl_manager.manual_dir)
@@ -163,6 +168,9 @@ class Builder(aligned.AlignableBuilder):
         images = find_images(folder, pairs)
         if config.unaligned == "images":
             return self.aligned({"test": self._generate_images(images)})
+        if isinstance(config, occlusion.OccludedConfig):
+            second = {name: images[name] for name in sorted({pair.second for pair in pairs})}
+            return {"test": self._generate_occluded(second)}
         return {"test": self._generate_examples(pairs, images)}
 
     def _generate_examples(self, pairs, images):
@@ -182,3 +190,10 @@ class Builder(aligned.AlignableBuilder):
     def _generate_images(self, images):
         for index, (name, path) in enumerate(images.items()):
             yield index, {"image": path, "identity": path.parent.name, "key": name}
+
+    def _generate_occluded(self, images):
+        config, without = self.builder_config, []
+        yield from enumerate(occlusion.occluded(images, config, without))
+        if without and config.no_face == "error":
+            raise UserError(f"no face was found in {len(without)} images: {', '.join(without)}; give --no-face centre")
+        self.info.metadata["cut_at_centre" if config.align else "typical_face"] = without

@@ -119,3 +119,30 @@ def test_wrong_folder_is_one_clear_line(tmp_path, manual_dir):
     shutil.rmtree(manual_dir / "lfw-deepfunneled")
     with pytest.raises(UserError, match=r"expected pairs\.txt and a folder .*found pairs\.txt"):
         build(manual_dir, tmp_path)
+
+
+class OccludedTest(tfds.testing.DatasetBuilderTestCase):
+    """Features of the occluded images; drawn pictures have no face, so it is taken to be where LFW's are."""
+
+    DATASET_CLASS = lfw_pairs.Builder
+    BUILDER_CONFIG_NAMES_TO_TEST = ["occ_lfw", "mask_lfw", "lower_half"]  # noqa: RUF012
+    SPLITS = {"test": 5}  # noqa: RUF012
+
+
+@pytest.mark.parametrize("config", ["occ_lfw", "mask_lfw", "lower_half"])
+def test_images_without_a_face_are_occluded_where_faces_are_and_named(tmp_path, config):
+    builder = build(DUMMY, tmp_path, config)
+    examples = {e["key"].decode(): e for e in tfds.as_numpy(builder.as_dataset(split="test"))}
+    assert builder.info.metadata["typical_face"] == sorted(examples)
+    for name, example in examples.items():
+        height, width, _ = example["image"].shape
+        x0, y0, x1, y1 = example["box"]
+        assert 0 <= x0 < 0.5 * width < x1 <= width
+        assert 0 <= y0 < 0.7 * height < y1 <= height or config == "occ_lfw", name
+
+
+def test_a_person_who_is_not_there_is_named(tmp_path, manual_dir):
+    path = manual_dir / "pairs.txt"
+    path.write_text(path.read_text().replace("Di_Example\t1", "No_Body\t1"))
+    with pytest.raises(UserError, match=r"1 of the 8 images in pairs\.txt are missing, the first: .*No_Body_0001\.jpg"):
+        build(manual_dir, tmp_path, "mask_lfw")

@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 
 from tfface.errors import UserError
-from tfface.faces.align import similarity, transform
+from tfface.faces.align import invert, similarity, transform
 from tfface.faces.head import FACE_POINTS, FRAME, Head, centres
 from tfface.faces.occluders import TEXTURE_SCALE, Occluder
 
@@ -102,23 +102,30 @@ def random_occlusion(
 
 
 def cover_area(
-    image: np.ndarray, share: float, occluders: Sequence[Occluder], rng: np.random.Generator, tries: int = 100
+    image: np.ndarray,
+    share: float,
+    occluders: Sequence[Occluder],
+    rng: np.random.Generator,
+    tries: int = 100,
+    frame: tuple[np.ndarray, tuple[int, int]] | None = None,
 ) -> Occluded:
-    """Hides a given share of an aligned face behind one occluder at random: 40 % for Occ-LFW (paper 5, section 2.4).
+    """Hides a given share of a face behind one occluder at random: 40 % for Occ-LFW (paper 5, section 2.4).
 
     An occluder and a place are drawn; there it is enlarged until it hides the share. The place is uniform over where
     the occluder fits inside the picture (or, once larger than the picture, where it hangs over on both sides).
     Where no size does it (the gap beside a cup's handle), another occluder and place are drawn.
 
     Args:
-        image: (height, width, 3), uint8, RGB: an aligned crop, which the face fills.
-        share: of the picture's area, in (0, 1).
+        image: (height, width, 3), uint8, RGB: an aligned crop, which the face fills, or a photo with a frame.
+        share: of the picture's area, or of the frame's, in (0, 1).
         occluders: what to choose from, evenly.
         rng: where chance comes from, see `generator`.
         tries: how many occluders and places to draw at most.
+        frame: where the face of a photo is: the matrix (2, 3) from photo to crop (`tfface.faces.align`) and the
+            (height, width) of that crop, pixels. What hangs over its edge is not cut but hides more of the photo.
 
     Returns:
-        Occluded, its share within 0.005 of the one asked for.
+        Occluded, the hidden share of picture or frame within 0.005 of the one asked for.
 
     Raises:
         UserError: a share outside (0, 1), no occluders, or none of the tries reached the share.
@@ -126,28 +133,30 @@ def cover_area(
     _check_image(image)
     if not 0 < share < 1:
         raise UserError(f"share is a part of the area in (0, 1), such as 0.4, received {share}")
-    size = np.array(image.shape[:2])
+    matrix, size = frame or (np.eye(2, 3), image.shape[:2])
+    matrix, size = invert(matrix), np.array(size)
     for _ in range(tries):
         picture, place = _choice(occluders, rng).premultiplied, rng.random(2)
         extent = np.array(picture.shape[1::-1])
 
-        def placed(factor, picture=picture, place=place, extent=extent):
-            return _placed(picture, _enlargement(factor, place * (size[::-1] - factor * extent)), size)
+        def placed(factor, place=place, extent=extent):
+            return _enlargement(factor, place * (size[::-1] - factor * extent))
 
-        def enough(factor, placed=placed):
-            return placed(factor)[0][..., 3].sum() / 255 >= share * size.prod()
+        def hidden(factor, picture=picture, placed=placed):
+            return _placed(picture, placed(factor), size)[0][..., 3].sum() / 255 / size.prod()
 
         # The occluder's own rectangle must have that area. From a little below that up by quarters.
         factors = 0.95 * np.sqrt(share * size.prod() / extent.prod()) * 1.25 ** np.arange(12)
-        greater = next((index for index, factor in enumerate(factors) if enough(factor)), 0)
+        greater = next((index for index, factor in enumerate(factors) if hidden(factor) >= share), 0)
         if greater:
             least, greatest = factors[greater - 1], factors[greater]
             for _ in range(12):
                 middle = (least + greatest) / 2
-                least, greatest = (least, middle) if enough(middle) else (middle, greatest)
-            occluded = _laid(image, *placed(greatest))
-            if abs(occluded.share - share) <= 0.005:
-                return occluded
+                least, greatest = (least, middle) if hidden(middle) >= share else (middle, greatest)
+            if abs(hidden(greatest) - share) <= 0.005:
+                chosen = placed(greatest)
+                chosen = np.column_stack([matrix[:, :2] @ chosen[:, :2], transform(chosen[:, 2], matrix)])
+                return _laid(image, *_placed(picture, chosen, image.shape[:2]))
     names = ", ".join(occluder.name for occluder in occluders)
     raise UserError(
         f"{tries} tries hid no {share:.0%} of a {size[1]}x{size[0]} picture with {names}; offer a fuller one"
@@ -258,6 +267,20 @@ def wear_mask(
     return _laid(image, cv2.GaussianBlur(layer, (3, 3), 0.5), start)
 
 
+def hidden_box(alpha: np.ndarray) -> np.ndarray:
+    """The box around all that is at least half hidden.
+
+    Args:
+        alpha: (height, width), uint8, 255 where all of a pixel is hidden.
+
+    Returns:
+        (4,), float32, pixels: x0, y0, x1, y1; zeros where nothing is hidden.
+    """
+    rows, columns = (np.flatnonzero((alpha >= 128).any(axis=axis)) for axis in (1, 0))
+    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if len(rows) else (0, 0, 0, 0)
+    return np.array(box, np.float32)
+
+
 @functools.lru_cache
 def pattern_boxes(size: tuple[int, int], grid: int = 4) -> np.ndarray:
     """The occlusion patterns that FROM's second head tells apart (Qiu et al. 2021), as boxes.
@@ -349,9 +372,7 @@ def _laid(image: np.ndarray, layer: np.ndarray, start: tuple[int, int] = (0, 0))
         mixed = image[part] * (1 - share) + np.minimum(layer[..., :3] * gain, layer[..., 3:])
         image[part] = np.rint(np.clip(mixed, 0, 255)).astype(np.uint8)
         alpha[part] = np.rint(share[..., 0] * 255).astype(np.uint8)
-    rows, columns = (np.flatnonzero((alpha >= 128).any(axis=axis)) for axis in (1, 0))
-    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if len(rows) else (0, 0, 0, 0)
-    return Occluded(image, np.array(box, np.float32), alpha)
+    return Occluded(image, hidden_box(alpha), alpha)
 
 
 def _choice(occluders: Sequence[Occluder], rng: np.random.Generator) -> Occluder:

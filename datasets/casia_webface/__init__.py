@@ -1,0 +1,1 @@
+"""CASIA-WebFace, a TFDS data set."""

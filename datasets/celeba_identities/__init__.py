@@ -1,0 +1,1 @@
+"""CelebA with identities, a TFDS data set."""

@@ -1,0 +1,1 @@
+"""Photos of people in real masks, a TFDS data set."""
