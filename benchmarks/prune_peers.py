@@ -64,9 +64,9 @@ def to_logits(run: Run) -> keras.Model:
 def split_arrays(run: Run, split: str, data_dir):
     """Images `(n, height, width, 3)` in [0, 255], as the network sees them, and the integer labels `(n,)`."""
     recipe = run.recipe()
-    rows = batches.evaluation_images(pipeline.open_dataset(recipe.data, data_dir), split, recipe, pipeline.View())
-    images, targets = zip(*((images, targets[recipe.label]) for images, targets in rows), strict=True)
-    return np.concatenate(images), np.concatenate(targets).argmax(-1)
+    builder = pipeline.open_dataset(recipe.data, data_dir)
+    images = batches.evaluation_images(builder, split, recipe, pipeline.View())
+    return np.concatenate(list(images.as_numpy_iterator())), pipeline.label_arrays(builder, split)[recipe.label]
 
 
 def torchvision_weights(model: keras.Model) -> dict[str, np.ndarray]:

@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfface.losses import AgeDistributionLoss, FocalLoss
+from tfface.losses import AgeDistributionLoss, AngularMarginLoss, FocalLoss
 from tfface.metrics import MeanAgeError
 
 TRUTH = np.array([[0.0, 1.0, 0.0]], "float32")
@@ -67,3 +67,69 @@ def test_mean_age_error_by_hand():
     metric.update_state(TRUTH, np.array([[1.0, 0.0, 0.0]], "float32"))  # 10 years
     assert float(metric.result()) == pytest.approx(5.5, abs=1e-5)
     assert MeanAgeError.from_config(metric.get_config()).years == [10, 20, 30]
+
+
+COSINES = np.array([[0.1, 0.8, -0.2], [0.2, 0.5, 0.4]], "float32")
+WHO = np.array([[1.0], [0.0]], "float32")
+
+
+@pytest.mark.parametrize(
+    ("margins", "with_margin"),
+    [
+        # CosFace: 0.8 - 0.35 and 0.2 - 0.35
+        ((1.0, 0.0, 0.35), (0.45, -0.15)),
+        # ArcFace: cos(acos 0.8 + 0.5) = 0.8 cos 0.5 - 0.6 sin 0.5; cos(acos 0.2 + 0.5)
+        ((1.0, 0.5, 0.0), (0.414411, -0.294217)),
+        # SphereFace: cos(4 acos 0.8) = 8c^4 - 8c^2 + 1; 4 acos 0.2 lies beyond pi: -(8c^4 - 8c^2 + 1) - 2
+        ((4.0, 0.0, 0.0), (-0.8432, -2.6928)),
+    ],
+)
+def test_angular_margin_by_hand(margins, with_margin):
+    loss = AngularMarginLoss(*margins, scale=10.0, reduction=None)(WHO, COSINES)
+    for row, (who, cosine) in enumerate(zip((1, 0), with_margin, strict=True)):
+        logits = 10 * COSINES[row].astype("float64")
+        logits[who] = 10 * cosine
+        expected = np.log(np.exp(logits).sum()) - logits[who]
+        assert float(loss[row]) == pytest.approx(expected, abs=2e-3)
+
+
+@pytest.mark.parametrize("margins", [(1.0, 0.0, 0.35), (1.0, 0.5, 0.0), (4.0, 0.0, 0.0), (2.0, 0.3, 0.1)])
+def test_a_greater_angle_never_costs_less(margins):
+    cosines = np.cos(np.linspace(0, np.pi, 400))[:, None].astype("float32")
+    both = np.concatenate([cosines, np.zeros_like(cosines)], axis=1)
+    loss = AngularMarginLoss(*margins, reduction=None)(np.zeros((400, 1), "float32"), both)
+    assert (np.diff(np.asarray(loss)) > -1e-3).all()
+
+
+@pytest.mark.parametrize("margins", [(1.0, 0.0, 0.35), (1.0, 0.5, 0.0), (4.0, 0.0, 0.0)])
+def test_angular_margin_is_stable_at_the_ends_and_in_half_precision(margins):
+    import tensorflow as tf
+
+    loss = AngularMarginLoss(*margins)
+    ends = tf.Variable([[1.0, -1.0], [-1.0, 1.0]])
+    with tf.GradientTape() as tape:
+        value = loss(np.zeros((2, 1), "float32"), ends)
+    assert np.isfinite(float(value))
+    assert np.isfinite(tape.gradient(value, ends).numpy()).all()
+    half = loss(WHO, COSINES.astype("float16"))
+    assert half.dtype == "float32"
+    assert float(half) == pytest.approx(float(loss(WHO, COSINES)), rel=2e-2)
+
+
+def test_angular_margin_gradient_by_finite_differences():
+    import tensorflow as tf
+
+    loss, said = AngularMarginLoss(1.0, 0.5, 0.1, scale=5.0), tf.Variable(COSINES)
+    with tf.GradientTape() as tape:
+        value = loss(WHO, said)
+    gradient = tape.gradient(value, said).numpy()
+    for row, column in np.ndindex(*COSINES.shape):
+        step = np.zeros_like(COSINES)
+        step[row, column] = 1e-3
+        numeric = (float(loss(WHO, COSINES + step)) - float(loss(WHO, COSINES - step))) / 2e-3
+        assert gradient[row, column] == pytest.approx(numeric, rel=2e-2, abs=2e-3)
+
+
+def test_impossible_margins_are_refused():
+    with pytest.raises(ValueError, match=r"m1=0\.5"):
+        AngularMarginLoss(m1=0.5)

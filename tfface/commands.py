@@ -7,9 +7,13 @@ import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from tfface import files
 from tfface.errors import UserError
+
+if TYPE_CHECKING:
+    from tfface.recipes import Recipe
 
 BUILDERS = Path(__file__).resolve().parent.parent / "datasets"
 """The folder of TFDS builders, beside the package in a checkout."""
@@ -25,12 +29,12 @@ def say(*words) -> None:
 
 def build(
     data: str,
-    manual_dir=None,
-    data_dir=None,
-    builders=BUILDERS,
-    beam_pipeline_options=None,
-    align=None,
-    workers=1,
+    manual_dir: str | Path | None = None,
+    data_dir: str | Path | None = None,
+    builders: str | Path = BUILDERS,
+    beam_pipeline_options: str | None = None,
+    align: dict | None = None,
+    workers: int = 1,
 ) -> Path:
     """Prepare a data set with its TFDS builder; one that is prepared is left as it is.
 
@@ -55,9 +59,9 @@ def build(
     folder = Path(builders)
     if not (folder / name / f"{name}_dataset_builder.py").exists():
         known = sorted(path.parent.name for path in folder.glob("*/*_dataset_builder.py"))
-        raise UserError(
-            f"Unknown data set. Expected one of: {', '.join(known) or f'none in {folder}'}. Received: {name}."
-        )
+        if not known:
+            raise UserError(f"No data sets' builders are in {folder}. Name datasets/ of a checkout with --builders.")
+        raise UserError(f"Unknown data set. Expected one of: {', '.join(known)}. Received: {name}.")
     if manual_dir is not None and not Path(manual_dir).is_dir():
         raise UserError(f"--manual-dir must be a folder that holds the files of {name}. Received: {manual_dir}.")
     # As `tfds build` does: a builder is imported under one name only, or TFDS calls it registered twice.
@@ -103,13 +107,20 @@ def build(
 # --- training and its results
 
 
-def run_folder(recipe, variant: str = "", data: str = "") -> Path:
-    """Where the runs of a recipe go by default: runs/RECIPE[-VARIANT][-DATA]."""
+def run_folder(recipe: Recipe, variant: str = "", data: str = "") -> Path:
+    """Where the runs of a recipe go by default: `runs/RECIPE[-VARIANT][-DATA]`."""
     parts = [recipe.name, variant, data.replace("/", "-")]
     return Path("runs") / "-".join(part for part in parts if part)
 
 
-def evaluate(folder, split="test", data="", data_dir=None, bfloat16=False, near_copies=True) -> dict:
+def evaluate(
+    folder: str | Path,
+    split: str = "test",
+    data: str = "",
+    data_dir: str | Path | None = None,
+    bfloat16: bool = False,
+    near_copies: bool = True,
+) -> dict:
     """Run the model of a run over a split; write predictions and figures beside it and print the main ones.
 
     Args:
@@ -122,7 +133,10 @@ def evaluate(folder, split="test", data="", data_dir=None, bfloat16=False, near_
             coloured or encoded anew, which no comparison of bytes finds.
 
     Returns:
-        The figures, as they stand in metrics.json under the split's name.
+        The figures, as they stand in metrics.json under the split's name; of joined data sets those of each.
+
+    Raises:
+        UserError: the recipe tells people apart and nothing else, or the data set has not its labels.
     """
     import numpy as np
 
@@ -132,13 +146,21 @@ def evaluate(folder, split="test", data="", data_dir=None, bfloat16=False, near_
     from tfface.training.run import Run
 
     run = Run(folder)
+    recipe = run.recipe()
+    if not any(task.is_attribute for task in recipe.tasks()):
+        raise UserError(
+            f"The recipe {recipe.name} says who a face is, nothing of it: `tfface verify {folder} --data lfw`."
+        )
+    if not data and "+" in recipe.data:
+        parts = recipe.data.split("+")
+        return {part: evaluate(folder, split, part, data_dir, bfloat16, near_copies) for part in parts}
     predictions = predict_split(run, split, data, data_dir, bfloat16)
     name = f"{data.replace('/', '-')}-{split}" if data else split
     if not near_copies:
         from tfface.data import pipeline
         from tfface.data.near_copies import near_others, split_hashes
 
-        builder = pipeline.open_dataset(data or run.recipe().data, data_dir)
+        builder = pipeline.open_dataset(data or recipe.data, data_dir)
         hashes = {part: split_hashes(builder, part) for part in builder.info.splits}
         others = np.concatenate([values for part, values in hashes.items() if part != split])
         near = near_others(hashes[split], others)
@@ -161,98 +183,27 @@ def main_figures(figures: dict) -> list[str]:
     return texts
 
 
-def report(folder, data_dir=None, command="") -> dict[str, Path]:
+def report(folder: str | Path, data_dir: str | Path | None = None, command: str = "") -> dict[str, Path]:
     """Write report.html, report.md and report.json for a run, or for a folder of runs with several seeds.
 
     Returns:
         The files by kind.
     """
-    import numpy as np
+    from tfface.evaluation import run_report
 
-    from tfface.data import pipeline
-    from tfface.evaluation.evaluate import Predictions, worst_mistakes
-    from tfface.evaluation.report import Comparison, write_report
-    from tfface.training.run import Run
-
-    folder = Path(folder)
-    runs = [Run(path) for path in sorted(folder.glob("seed-*")) if Run(path).done] or [Run(folder)]
-    first = runs[0]
-    recipe, config = first.recipe(), first.config()
-    every = [files.read_json(run.folder / "metrics.json", "The run's figures (`tfface evaluate`)") for run in runs]
-    shown = "test" if "test" in every[0] else next(iter(every[0]))
-
-    def ours(task, metric):
-        values = []
-        for figures in every:
-            figures = figures.get(shown, {})
-            part = figures.get("age", {}) if task == "age" else figures.get("tasks", {}).get(task, {})
-            if metric in part:
-                values.append(part[metric]["value"])
-        return values
-
-    def row(task, metric, published, source):
-        values = ours(task, metric)
-        mean = float(np.mean(values)) if values else None
-        spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
-        name = {"age": "age, mean absolute error (years)", "age_bins": "age, nine bins, accuracy"}.get(
-            task, f"{task}, {metric}"
-        )
-        return Comparison(name, published, source, mean, spread, every[0][shown]["n"], len(values))
-
-    rows = [row(*published) for published in recipe.published]
-    measured = {(task, "accuracy") for task in every[0][shown]["tasks"]}
-    if "age" in every[0][shown]:
-        measured.add(("age", "mae"))
-    rows += [row(task, metric, None, "") for task, metric in sorted(measured - {p[:2] for p in recipe.published})]
-
-    predictions = Predictions.load(first.folder / f"predictions-{shown}.npz")
-    worst = {task: worst_mistakes(predictions, task, 18) for task in predictions.probabilities if task != "age_bins"}
-    builder = pipeline.open_dataset(recipe.data, data_dir)
-    wanted = {int(index) for entries in worst.values() for index, _ in entries}
-    images = {
-        index: pipeline.decode(example["image"], (160, 160)).numpy().astype("uint8")
-        for index, example in enumerate(pipeline.examples(builder, shown))
-        if index in wanted
-    }
-    seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""
-    synthetic = " Synthetic faces: this proves that the machinery runs, not how good it is on people."
-    return write_report(
-        folder,
-        title=recipe.title,
-        summary=f"Trained on {config['data']['name']}, reported on its {shown} split "
-        f"(n = {every[0][shown]['n']:,}{seeds}); the epoch was chosen on validation."
-        + synthetic
-        * config["data"]["name"].startswith("synthetic"),
-        metrics=every[0],
-        predictions=predictions,
-        comparison=rows,
-        history=first.history(),
-        worst={task: [(images[index], text) for index, text in entries] for task, entries in worst.items()},
-        config=config["recipe"],
-        versions=config["environment"],
-        command=command or f"tfface report {folder}",
-        licences=recipe.licences,
-        notes=notes_on(builder, recipe, len(runs)),
-    )
+    return run_report.report(folder, data_dir, command)
 
 
-def notes_on(builder, recipe, seeds: int) -> list[str]:
-    """What a reader of a report must know of the data and the choices."""
-    notes = []
-    counts = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
-    notes.append(f"{builder.info.full_name}: {counts} images.")
-    left_out = (builder.info.metadata or {}).get("left_out")
-    if left_out:
-        sizes = ", ".join(f"{reason} {len(names)}" for reason, names in left_out.items())
-        notes.append(f"Left out when the data set was built (names or groups of names in its metadata.json): {sizes}.")
-    if recipe.train_from:
-        notes.append(f"Layers up to {recipe.train_from} are the pretrained network's, frozen.")
-    if seeds > 1:
-        notes.append("Figures with ± are means and standard deviations over seeds; all plots show the first seed.")
-    return notes
-
-
-def reproduce(recipe, seeds: Iterable[int], out=None, variant="", data_dir=None, device="auto", bfloat16=False) -> dict:
+def reproduce(
+    recipe: Recipe,
+    seeds: Iterable[int],
+    out: str | Path | None = None,
+    variant: str = "",
+    data_dir: str | Path | None = None,
+    device: str = "auto",
+    bfloat16: bool = False,
+    devices: int = 1,
+) -> dict:
     """Train, evaluate, report and export one recipe over several seeds; what is done already is not done again.
 
     Returns:
@@ -263,12 +214,20 @@ def reproduce(recipe, seeds: Iterable[int], out=None, variant="", data_dir=None,
     folder = Path(out) if out else run_folder(recipe, variant)
     runs = []
     for seed in seeds:
-        run = fit(recipe.changed(seed=seed), folder / f"seed-{seed}", data_dir, device, bfloat16)
+        run = fit(recipe.changed(seed=seed), folder / f"seed-{seed}", data_dir, device, bfloat16, devices=devices)
         known = run.folder / "metrics.json"
         done = files.read_json(known, "The run's figures") if known.exists() else {}
-        for split in ("validation", "test"):
-            if split not in done:
-                evaluate(run.folder, split, data_dir=data_dir, bfloat16=bfloat16)
+        if any(task.is_attribute for task in recipe.tasks()):
+            for split in ("validation", "test"):
+                if not any(name == split or name.endswith(f"-{split}") for name in done):
+                    evaluate(run.folder, split, data_dir=data_dir, bfloat16=bfloat16)
+        for pairs in recipe.pairs:
+            if pairs not in done.get("verification", {}):
+                folder_of_pairs = run.folder / "verification" / pairs.replace("/", "-")
+                verified = verify(str(run.folder), pairs, data_dir, bfloat16=bfloat16, out=folder_of_pairs)
+                figures = files.read_json(known, "The run's figures") if known.exists() else {}
+                everything = {**figures.get("verification", {}), pairs: verified}
+                files.write_json(known, {**figures, "verification": everything})
         runs.append(run)
     made = report(folder, data_dir, " ".join(["tfface", *sys.argv[1:]]))
     saved = folder / "saved_model"
@@ -277,54 +236,112 @@ def reproduce(recipe, seeds: Iterable[int], out=None, variant="", data_dir=None,
     return {**made, "saved_model": saved}
 
 
-def export(folder, out=None) -> Path:
-    """Write the SavedModel of a run."""
-    from tfface.serving.export import export_saved_model
+EXPORTED = {"saved_model": "saved_model", "onnx": "model.onnx", "litert": "model.tflite"}
+"""Format of an export -> its name in the run's folder."""
+
+
+def export(
+    folder: str | Path,
+    out: str | Path | None = None,
+    form: str = "saved_model",
+    bfloat16: bool = False,
+    int8: bool = False,
+    data: str = "",
+    data_dir: str | Path | None = None,
+) -> Path:
+    """Write a run as it is served; of an int8 file, print what it loses on labelled faces.
+
+    Args:
+        folder: a run's folder, or the name of a shipped model.
+        out: where to; its name in `EXPORTED`, in the run's folder, if None.
+        form: "saved_model", "onnx" or "litert".
+        bfloat16: of a SavedModel, compute in bfloat16.
+        int8: of a LiteRT file, weights and feature maps in int8, their ranges from faces of the training split.
+        data, data_dir: the data set for int8; the run's own if empty.
+
+    Returns:
+        What was written.
+
+    Raises:
+        UserError: an option that the format has not, no trained model, or an export that gives other outputs.
+    """
     from tfface.serving.predictor import find_model
 
+    for chosen, option, needed in ((bfloat16, "--bfloat16", "saved_model"), (int8, "--int8", "litert")):
+        if chosen and form != needed:
+            raise UserError(f"{option} belongs to --format {needed}, received --format {form}")
     run = find_model(folder)
-    target = Path(out) if out else run.folder / "saved_model"
-    return export_saved_model(run, target)
+    target = Path(out) if out else run.folder / EXPORTED[form]
+    if form == "saved_model":
+        from tfface.serving.export import export_saved_model
+
+        return export_saved_model(run, target, bfloat16)
+    if form == "onnx":
+        from tfface.serving.onnx import export_onnx
+
+        return export_onnx(run, target)
+    from tfface.serving import litert
+
+    if not int8:
+        return litert.export_litert(run, target)
+    litert.export_litert(run, target, litert.faces_of(run, "train", litert.CALIBRATION, data, data_dir))
+    for task, (whole, small) in litert.measure_int8(run, target, data, data_dir).items():
+        say(f"{task}: float32 {whole:.3f}, int8 {small:.3f}{' years' if task == 'age' else ''}")
+    return target
 
 
 def verify(
-    model="facenet", data="lfw_pairs", data_dir=None, crop="mtcnn", mirror=False, bfloat16=False, out=None
+    model: str = "facenet",
+    data: str = "lfw",
+    data_dir: str | Path | None = None,
+    crop: str = "",
+    mirror: bool = False,
+    bfloat16: bool = False,
+    threshold: float | None = None,
+    out: str | Path | None = None,
 ) -> dict:
-    """Measure an embedding model on pairs of faces, by LFW's protocol; print and write the figures.
+    """Measure an embedding model on pairs of faces, by LFW's protocol; print and write the figures and the ROC curve.
 
     Args:
-        model: "facenet".
-        data: prepared data set with the configs `pairs` and `images`, as `lfw_pairs` has them.
+        model: "facenet", the folder of a run, or a `.keras` file; see `tfface.evaluation.embeddings.load_embedder`.
+        data: "lfw", "occ_lfw", "mask_lfw", "lower_half", or a prepared data set with the configs `pairs` and `images`.
         data_dir: where it is prepared.
-        crop: "centre" (the middle 150 of 250 pixels, no detector) or "mtcnn" (the face's box with FaceNet's margin).
+        crop: how the network gets its crop, see `load_embedder`; its own way if empty.
         mirror: add the embedding of the mirror image.
         bfloat16: compute the network in bfloat16.
-        out: folder of verification.json; runs/MODEL-DATA-CROP if None.
+        threshold: give the accuracy at this cosine too, such as that of another set.
+        out: folder of verification.json and roc.png; runs/verify/MODEL-DATA-CROP if None.
 
     Returns:
-        What `verify_folds` gives.
+        What `verify_folds` gives, and what was measured.
     """
     import numpy as np
 
-    from tfface.evaluation.embeddings import embed_images
+    from tfface.evaluation import plots
+    from tfface.evaluation.embeddings import embed_pairs, load_embedder
     from tfface.evaluation.verification import cosine_similarity, verify_folds
 
-    if model != "facenet":
-        raise UserError(f"Unknown embedding model. Expected: facenet. Received: {model}.")
-    pairs, rows, notes = embed_images(data, data_dir, crop, mirror, bfloat16)
-    first, second = (rows[pairs[name]] for name in ("first", "second"))
-    result = verify_folds(cosine_similarity(first, second), pairs["same"], pairs["fold"])
-    result |= {"model": model, "data": data, "crop": crop, "mirror": mirror, "notes": notes}
-    folder = Path(out) if out else Path("runs") / f"{model}-{data}-{crop}{'-mirror' if mirror else ''}"
+    embedder = load_embedder(model, crop or ("whole" if "/" in data else ""))
+    pairs, first, second, notes = embed_pairs(embedder, data, data_dir, mirror, bfloat16)
+    similarity, same = cosine_similarity(first, second), pairs["same"].astype(bool)
+    result = verify_folds(similarity, same, pairs["fold"])
+    result |= {"model": model, "data": data, "crop": embedder.crop, "mirror": mirror, "notes": notes}
+    result["threshold"] = float(np.mean([fold["threshold"] for fold in result["folds"]]))
+    if threshold is not None:
+        result["at_threshold"] = {"threshold": threshold, "accuracy": float(np.mean((similarity >= threshold) == same))}
+    name = "-".join([*Path(model).with_suffix("").parts, data.replace("/", "-"), embedder.crop, *["mirror"] * mirror])
+    folder = Path(out) if out else Path("runs") / "verify" / name.strip("/").lstrip("-")
     files.write_json(folder / "verification.json", result)
+    plots.save(plots.roc({f"{model}, {data}": result}), folder / "roc.png")
     for note in notes:
         say(note)
-    at = np.mean([fold["threshold"] for fold in result["folds"]])
     say(
-        f"{model} on {data}, {crop} crop{', mirror added' if mirror else ''}: accuracy {result['accuracy']:.4f} ± "
-        f"{result['deviation']:.4f} over {len(result['folds'])} folds, {result['n']} pairs, mean threshold {at:.3f}, "
-        f"AUC {result['auc']:.4f}"
+        f"{model} on {data}, {embedder.crop} crop{', mirror added' if mirror else ''}: accuracy "
+        f"{result['accuracy']:.4f} ± {result['deviation']:.4f} over {len(result['folds'])} folds, {result['n']} pairs, "
+        f"mean threshold {result['threshold']:.3f}, AUC {result['auc']:.4f}"
     )
+    if threshold is not None:
+        say(f"  accuracy at the threshold {threshold:.3f}: {result['at_threshold']['accuracy']:.4f}")
     for far, rate in result["tar"].items():
         low, high = rate["interval"]
         say(f"  TAR at FAR {far}: {rate['value']:.4f}, 95 % interval {low:.4f} to {high:.4f}")
@@ -344,7 +361,7 @@ def list_weights() -> None:
         say(f"  {entry.about}\n  licence: {entry.licence}\n  input: {entry.preprocessing}\n  sha256: {entry.sha256}")
 
 
-def doctor(data_dir=None) -> int:
+def doctor(data_dir: str | Path | None = None) -> int:
     """Print versions, devices, prepared data sets and weights with their checks.
 
     Returns:

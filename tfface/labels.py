@@ -6,6 +6,8 @@ pipelines; the order of a tuple here is the meaning of its integers.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 GENDERS = ("Male", "Female")
@@ -25,8 +27,28 @@ FAIRFACE_RACES = (
 )
 """FairFace, in the order of its paper and code."""
 
+GROUPINGS = {
+    "four_races": (
+        "race",
+        {
+            "White": ("White", "Caucasian"),
+            "Black": ("Black", "African"),
+            "Asian": ("Asian", "East Asian", "Southeast Asian"),
+            "Indian": ("Indian",),
+        },
+    ),
+}
+"""Name -> (label, group -> the classes that count as it). The four races of paper 1 out of those of BUPT-Balancedface,
+UTKFace and FairFace; what is in no group (Others, Latino_Hispanic, Middle Eastern) is left out."""
+
+FAIRFACE_TO_UTKFACE = (0, 1, 4, 2, 2, 3, 4)
+"""UTKFace's class of each of FairFace's: both Asians are one, Latino_Hispanic and Middle Eastern are its Others."""
+
 FAIRFACE_AGES = ("0-2", "3-9", "10-19", "20-29", "30-39", "40-49", "50-59", "60-69", "more than 70")
 """FairFace's nine age groups."""
+
+FAIRFACE_AGE_STARTS = (0, 3, 10, 20, 30, 40, 50, 60, 70)
+"""First age (years) of each of FairFace's groups."""
 
 ARG_AGE_STARTS = (0, 6, 13, 20, 27, 35, 43, 50, 62)
 """First age (years) of each of the nine bins of the ARG poster: 0-5, 6-12, ..., 50-61, 62+."""
@@ -42,7 +64,7 @@ ARG_63_AGES = (*(str(age) for age in range(62)), "62+")
 classes; this reading shares its last bin with the nine and gives exactly 63."""
 
 
-def age_bin(years, starts=ARG_AGE_STARTS):
+def age_bin(years: float | np.ndarray, starts: Sequence[int] = ARG_AGE_STARTS) -> np.integer | np.ndarray:
     """Index of the bin that holds an age.
 
     Args:

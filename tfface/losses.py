@@ -1,5 +1,7 @@
 """Losses, each with the equation that it comes from; `keras.ops` only."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -75,3 +77,57 @@ class FocalLoss(keras.losses.Loss):
 
     def get_config(self):
         return {**super().get_config(), "alpha": self.alpha, "gamma": self.gamma}
+
+
+@keras.saving.register_keras_serializable(package="tfface")
+class AngularMarginLoss(keras.losses.Loss):
+    """Softmax over scaled cosines, in which the true class must win by a margin.
+
+    `loss = -log softmax(scale * c)` at the true class `y`, with `c_j = cos(theta_j)` but
+    `c_y = psi(m1 * theta_y + m2) - m3`; SphereFace is (m1, 0, 0), ArcFace (1, m2, 0), CosFace (1, 0, m3).
+    `psi(a) = (-1)**k * cos(a) - 2 * k` on `[k * pi, (k + 1) * pi]` is the cosine, carried on so that it falls all the
+    way: beyond pi the plain cosine would rise again and pull a face away from its class.
+
+    References: paper 5, equation 1; Liu et al., SphereFace (CVPR 2017), equation 6 (psi); Deng et al., ArcFace (CVPR
+    2019), equation 4 (the unified form); Wang et al., CosFace (CVPR 2018), equation 4.
+
+    Args:
+        m1: factor of the angle, >= 1.
+        m2: added to the angle, radians, >= 0.
+        m3: taken from the cosine, >= 0. 0.35 in CosFace.
+        scale: length to which features are brought, > 0. Paper 5 gives none; 30 in its ancestor.
+
+    Inputs: `y_true` `(batch, 1)`, the true class's index; `y_pred` `(batch, classes)`, cosines, as
+    `tfface.layers.CosineSimilarity` gives them. All is computed in float32.
+
+    Raises:
+        ValueError: a margin or scale out of range.
+    """
+
+    def __init__(
+        self, m1=1.0, m2=0.0, m3=0.35, scale=30.0, reduction="sum_over_batch_size", name="angular_margin", dtype=None
+    ):
+        super().__init__(reduction=reduction, name=name, dtype=dtype or "float32")
+        if m1 < 1 or m2 < 0 or m3 < 0 or scale <= 0:
+            raise ValueError(
+                f"Expected m1 >= 1, m2 >= 0, m3 >= 0 and scale > 0. Received: m1={m1}, m2={m2}, m3={m3}, scale={scale}"
+            )
+        self.m1, self.m2, self.m3, self.scale = float(m1), float(m2), float(m3), float(scale)
+
+    def call(self, y_true, y_pred):
+        cosines = ops.cast(y_pred, "float32")
+        true = ops.one_hot(ops.cast(y_true[..., 0], "int32"), cosines.shape[-1], dtype="float32")
+        cosine = ops.sum(true * cosines, axis=-1, keepdims=True)
+        logits = self.scale * ops.where(true > 0, self._margin(cosine), cosines)
+        return ops.logsumexp(logits, axis=-1) - ops.sum(true * logits, axis=-1)
+
+    def _margin(self, cosine):
+        if self.m1 == 1 and self.m2 == 0:  # no way through the angle, whose slope has no bound at 0 and pi
+            return cosine - self.m3
+        angle = self.m1 * ops.arccos(ops.clip(cosine, -1 + 1e-6, 1 - 1e-6)) + self.m2
+        turns = ops.floor(angle / math.pi)
+        sign = 1 - 2 * (turns % 2)
+        return sign * ops.cos(angle) - 2 * turns - self.m3
+
+    def get_config(self):
+        return {**super().get_config(), "m1": self.m1, "m2": self.m2, "m3": self.m3, "scale": self.scale}

@@ -26,7 +26,8 @@ class Task:
         classes: class names, in the order of the output's columns; empty for a number.
         targets: table of targets, `(number of label values, output width)` float32: one-hot or soft rows that sum
             to 1 for classes, the number itself for a regression.
-        loss: "crossentropy", "age_distribution" (see `tfface.losses`) or "absolute" (mean absolute error, in years).
+        loss: "crossentropy", "age_distribution" (see `tfface.losses`), "absolute" (mean absolute error, in years),
+            "cosine" (1 minus the cosine of two vectors), or a Keras loss.
         weight: weight of the loss in the sum over tasks.
         years: for an age over classes, the age (years) that each class stands for, `(output width,)`; otherwise None.
         ordered: whether the classes stand in order, so that being off by one has a meaning.
@@ -45,6 +46,11 @@ class Task:
     def width(self) -> int:
         """Width of the output."""
         return self.targets.shape[1]
+
+    @property
+    def is_attribute(self) -> bool:
+        """Whether the output says something of a face that a person reads: classes by name, or an age."""
+        return bool(self.classes) or self.is_age
 
     @property
     def is_age(self) -> bool:
@@ -67,6 +73,28 @@ def classification(
     """A class out of several, one-hot."""
     table = np.eye(len(classes), dtype="float32")
     return Task(name, label or name, tuple(classes), table, weight=weight, ordered=ordered)
+
+
+def identity(people: int, loss, weight: float = 1.0) -> Task:
+    """Who it is, among the people of a training set: what an embedding is trained by, and no more.
+
+    Args:
+        people: how many there are, >= 2.
+        loss: a Keras loss of index and cosines, such as `tfface.losses.AngularMarginLoss`.
+        weight: weight of the loss.
+    """
+    # The index itself: one-hot rows of 10,575 people would fill half a gigabyte.
+    return Task("identity", "identity", (), np.arange(people, dtype="float32")[:, None], loss=loss, weight=weight)
+
+
+def embedding(width: int, weight: float = 1.0) -> Task:
+    """The embedding of another network, learnt example by example (distillation); its targets are not a table."""
+    return Task("embedding", "example", (), np.zeros((0, width), "float32"), loss="cosine", weight=weight)
+
+
+def occlusion_pattern(patterns: int, weight: float = 1.0) -> Task:
+    """Which part of the face is covered (`tfface.faces.occlude.pattern`), known for occluders that training adds."""
+    return Task("pattern", "pattern", (), np.eye(patterns, dtype="float32"), weight=weight)
 
 
 def age_bins(weight: float = 1.0, starts=labels.ARG_AGE_STARTS, names=labels.ARG_AGES, oldest: int = 90) -> Task:

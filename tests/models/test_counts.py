@@ -1,11 +1,13 @@
 """The networks of the papers at full size: their counts of parameters, published or worked out by hand."""
 
+import itertools
+
 import keras
 import numpy as np
 import pytest
 
 from tfface import labels, tasks
-from tfface.models import alexnet, applications, densenet, multitask_cnn, resnet
+from tfface.models import alexnet, applications, densenet, multitask_cnn, recognition_resnet, resnet, rnet
 
 THREE = (
     tasks.classification("age_group", labels.FAIRFACE_AGES),
@@ -13,6 +15,7 @@ THREE = (
     tasks.classification("race", labels.FAIRFACE_RACES),
 )
 ONE = (tasks.classification("gender", labels.GENDERS),)
+RACE = (tasks.classification("race", tuple(labels.GROUPINGS["four_races"][1])),)
 IMAGENET = (tasks.classification("class", tuple(map(str, range(1000)))),)
 
 
@@ -76,6 +79,19 @@ def test_resnet50_is_that_of_keras_applications():
     np.testing.assert_allclose(ours(pixels)["race"], theirs(pixels / 127.5 - 1), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("network", "count"), [("ResNet50", 23_595_908), ("MobileNet", 3_232_964), ("VGG16", 14_716_740)]
+)
+def test_baselines_of_paper_1_with_four_classes(network, count):
+    assert applications(network, RACE, (64, 64, 3)).count_params() == count
+
+
+def test_rnet_by_hand():
+    widths = (1, 32, 32, 64, 64, 128, 128)
+    convolutions = sum(9 * a * b + 4 * b for a, b in itertools.pairwise(widths))
+    assert rnet(RACE).count_params() == convolutions + (5 * 5 * 128 + 1) * 256 + (256 + 1) * 4
+
+
 def test_attention_stands_in_the_identity_blocks_only():
     seen = []
 
@@ -98,8 +114,30 @@ def test_attention_stands_in_the_identity_blocks_only():
         lambda: multitask_cnn(()),
         lambda: alexnet(ONE, (32, 32, 3)),
         lambda: applications("NASNet", ONE),
+        lambda: rnet(ONE, (4, 40, 3)),
     ],
 )
 def test_bad_arguments_are_named(wrong):
     with pytest.raises(ValueError, match="Received"):
         wrong()
+
+
+@pytest.mark.parametrize(("block", "count"), [("table1", 9_361_344), ("ir", 41_793_472)])
+def test_recognition_resnet_has_its_papers_count(block, count):
+    """9.4 million by table 1 of paper 5, 41.8 of LResNet50E-IR; table1's convolutions by hand."""
+    assert recognition_resnet(block).count_params() == count
+    if block == "table1":
+        pairs = [(c, max(c // 2, 64), before) for c, before in ((64, 64), (128, 64), (256, 128), (512, 256))]
+        by_hand = 9 * 3 * 64 + sum(
+            before * c * (before != c) + before * narrow + c * narrow * (n - 1) + n * 9 * narrow * c
+            for (c, narrow, before), n in zip(pairs, (3, 4, 14, 3), strict=True)
+        )
+        kernels = [w for w in recognition_resnet(block).weights if w.path.endswith("conv/kernel")]
+        assert sum(int(np.prod(kernel.shape)) for kernel in kernels) == by_hand
+
+
+def test_the_mask_has_the_shape_of_the_last_maps():
+    from tfface.models.recognition import with_feature_mask
+
+    masked = with_feature_mask(recognition_resnet("table1"))
+    assert masked.get_layer("mask").output.shape == (None, 7, 6, 512)

@@ -106,3 +106,40 @@ def test_fairface_by_transfer_learns_its_own_labels():
     assert {name: task.width for name, task in tasks.items()} == {"gender": 2, "race": 7, "age_group": 9}
     assert tasks["age_group"].ordered
     assert not tasks["age_group"].is_age
+
+
+def test_the_race_recipe_wants_the_four_races_under_their_names():
+    with pytest.raises(UserError, match=r"Received: a data set with African.*@four_races"):
+        recipes.load("race").adapted({"race": ("African", "Asian", "Caucasian", "Indian")})
+    recipe = recipes.load("race")
+    assert recipe.adapted({"race": ("White", "Black", "Asian", "Indian")}) is recipe
+
+
+@pytest.mark.parametrize(
+    ("variant", "accuracy"),
+    [
+        ("tcgf", 0.989),  # table 2
+        ("resnet50", 0.972),
+        ("mobilenet", 0.954),
+        ("vgg16", 0.966),
+        ("relu", 0.987),  # table 1
+        ("rnet", 0.97),  # table 3
+    ],
+)
+def test_rows_of_paper_1_have_their_published_figure(variant, accuracy):
+    assert recipes.load("race", variant).published[0][1:3] == ("accuracy", accuracy)
+
+
+def test_recalls_of_paper_1_are_those_of_its_confusion_matrices():
+    # Table 3: rows Caucasian, African, Asian, Indian of 2,000 images each.
+    diagonals = {"tcgf": (1974, 1975, 1989, 1970), "rnet": (1912, 1942, 1952, 1945)}
+    for variant, diagonal in diagonals.items():
+        recalls = [value for _, metric, value, _ in recipes.load("race", variant).published if "recall of" in metric]
+        assert recalls == [right / 2000 for right in diagonal]
+
+
+@pytest.mark.parametrize("setting", ["network=lenet", "loss=hinge", "algorithm=lion", "schedule=stairs"])
+def test_unknown_choices_of_paper_1_are_named(setting):
+    recipe = recipes.load("race", "rnet", [setting])
+    with pytest.raises(UserError, match="Received"):
+        recipe.optimizer(recipe.model(), 10)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import numpy as np
 import tensorflow as tf
+
+from tfface.faces.occlude import occlude_training, pattern
+from tfface.faces.occluders import load_occluders
 
 
 def draw_view(image, views, seed):
     """Look at an image as one of `views`, drawn evenly.
 
     Args:
-        image: `(height, width, 3)` float32, before it is scaled.
+        image: `(height, width, 3)` uint8 or float32, before it is scaled.
         views: the views to draw from, `tfface.data.pipeline.View`.
         seed: integer tensor `(2,)`.
 
     Returns:
-        `(h, w, 3)` float32: the centre that the view keeps, mirrored where it says so.
+        `(h, w, 3)`, of the same type: the centre that the view keeps, mirrored where it says so.
     """
     zooms = tf.constant([view.zoom for view in views], tf.float32)
     mirrors = tf.constant([view.mirror for view in views])
@@ -23,7 +27,7 @@ def draw_view(image, views, seed):
     kept = tf.cast(tf.round(shape * zooms[index]), tf.int32)
     start = (tf.shape(image)[:2] - kept) // 2
     image = image[start[0] : start[0] + kept[0], start[1] : start[1] + kept[1]]
-    return tf.cond(mirrors[index], lambda: image[:, ::-1], lambda: image)
+    return tf.cond(mirrors[index], lambda: tf.reverse(image, [1]), lambda: image)  # [:, ::-1] takes fifty times as long
 
 
 def crop_at_random(image, least: float, seed):
@@ -43,6 +47,32 @@ def crop_at_random(image, least: float, seed):
     start = tf.cast(tf.round((shape - kept) * tf.stack([top, left])), tf.int32)
     kept = tf.cast(kept, tf.int32)
     return image[start[0] : start[0] + kept[0], start[1] : start[1] + kept[1]]
+
+
+def occlude(image, key, epoch, seed: int, share: float):
+    """Cover a face by one of tfface's occluders at random (paper 5, section 2.3), or leave it clean.
+
+    Args:
+        image: `(height, width, 3)` float32 in [0, 255], the face as the network sees it.
+        key: scalar string tensor, the name of the example.
+        epoch: scalar integer tensor; each epoch draws anew.
+        seed: of the training.
+        share: chance of being covered, in (0, 1].
+
+    Returns:
+        `(image, pattern)`: the image, and which part of it is covered, a scalar int64 (`occlude.pattern`; 0: none).
+    """
+    occluders = load_occluders()
+
+    def cover(pixels, key, epoch):
+        occluded = occlude_training(pixels, key.decode(), int(epoch), seed, occluders, clean=1 - share)
+        return occluded.image, np.int64(pattern(occluded.box, pixels.shape[:2]))
+
+    pixels = tf.cast(tf.round(tf.clip_by_value(image, 0.0, 255.0)), tf.uint8)
+    covered, part = tf.numpy_function(cover, [pixels, key, epoch], [tf.uint8, tf.int64])
+    covered.set_shape(image.shape)
+    part.set_shape(())
+    return tf.cast(covered, tf.float32), part
 
 
 def add_noise(image, deviation: float, seed):

@@ -3,98 +3,225 @@
 from __future__ import annotations
 
 import hashlib
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import keras
 import numpy as np
 from tqdm import tqdm
 
-from tfface import files, weights
+from tfface import files
 from tfface.data import pipeline
+from tfface.data.identities import IdentityConfig, draw_pairs
+from tfface.errors import UserError
 from tfface.faces import align
 from tfface.faces.crops import main_face
-from tfface.training.features import bfloat16_convolutions
+from tfface.models.inception_resnet_v1 import inception_resnet_v1
+from tfface.models.recognition import EMBEDDING, load_backbone
+from tfface.training.features import bfloat16_convolutions, model_fingerprint
+from tfface.training.run import Run
 
-SIZE = 160
+CROPS = ("detect", "centre", "margin", "five-point", "whole")
+"""How a network gets its crop of an image, see `load_embedder`."""
+
+HIDDEN = ("occ_lfw", "mask_lfw", "lower_half")
+"""Configs of `lfw_pairs` that hold the second images of the pairs, covered."""
 
 
-def embed_images(data: str, data_dir: str | Path | None, crop: str, mirror: bool, bfloat16: bool = False):
-    """FaceNet embeddings of every image that the pairs of a data set name.
+@dataclass(frozen=True)
+class Embedder:
+    """A network that tells faces apart, and how it is shown them.
+
+    Attributes:
+        name: what it is called in the figures.
+        model: `(batch, height, width, 3)` RGB in [0, 255] -> `(batch, width)`.
+        size: `(height, width)` of its crops, pixels.
+        crop: one of `CROPS`.
+    """
+
+    name: str
+    model: keras.Model
+    size: tuple[int, int]
+    crop: str
+
+
+def load_embedder(model: str, crop: str = "") -> Embedder:
+    """A network by name, run or file.
 
     Args:
-        data: prepared data set with the configs `pairs` and `images`.
+        model: "facenet", the folder of a run whose network has an embedding, or a `.keras` file with one.
+        crop: "detect" (MTCNN finds the face nearest to the centre, its box with FaceNet's margin of 32 is stretched to
+            the size), "centre" (the middle 60 % of each side, 150 of LFW's 250 pixels), "margin" or "five-point" (the
+            data set is prepared so: `tfface build NAME/images --align five-point --no-face centre`). By default what
+            the network was made for: "detect" for FaceNet, "five-point" for the others. "whole" takes the images of a
+            data set as they are.
+
+    Raises:
+        UserError: no such network, or one without an embedding; an unknown crop.
+    """
+    crop = crop or ("detect" if model == "facenet" else "five-point")
+    if crop not in CROPS:
+        raise UserError(f"crop must be one of {', '.join(CROPS)}. Received: {crop}.")
+    if model == "facenet":
+        # Of an aligned crop of 112x96 the same height; the smaller one itself loses it eight points on LFW.
+        size = (160, 136) if crop == "five-point" else (160, 160)
+        return Embedder(model, inception_resnet_v1((*size, 3), weights="facenet"), size, crop)
+    if Path(model).is_dir():
+        run = Run(model)
+        size, whole = tuple(run.recipe().image_size), run.model()
+        if EMBEDDING not in {layer.name for layer in whole.layers}:
+            raise UserError(
+                f"The run {model} has no embedding: expected one of the recipes occluded or compact, received "
+                f"{run.recipe().name}."
+            )
+        return Embedder(model, keras.Model(whole.input, whole.get_layer(EMBEDDING).output), size, crop)
+    size = (112, 96) if crop == "five-point" else (160, 160)
+    return Embedder(model, load_backbone(model, (*size, 3)), size, crop)
+
+
+def read_pairs(data: str, data_dir: str | Path | None, crop: str):
+    """The pairs of a data set, and the prepared sets that hold their first and their second images.
+
+    Args:
+        data: "lfw", one of `HIDDEN` (LFW, the second image covered), or a prepared data set with the configs `pairs`
+            and `images`; with the crop "whole" a prepared data set with identities, of which pairs are drawn.
         data_dir: where it is prepared.
-        crop: "centre" (the middle 60 % of each side, 150 of LFW's 250 pixels) or "mtcnn" (the box of the largest face
-            near the centre, stretched to 160 pixels with FaceNet's margin of 32; the centre crop where none is found).
+        crop: one of `CROPS`.
+
+    Returns:
+        `(pairs, first, second)`: `pairs` holds `first_key`, `second_key`, `same` and `fold`; `first` and `second` are
+        builders, the same one unless the second images are covered.
+
+    Raises:
+        UserError: one of them is not prepared.
+    """
+    if crop == "whole":
+        builder = pipeline.open_dataset(data, data_dir)
+        return _drawn(builder, pipeline.label_arrays(builder, _split(builder))), builder, builder
+    name = "lfw_pairs" if data in ("lfw", *HIDDEN) else data
+    suffix = f"-{crop}-centre" if crop in ("margin", "five-point") else ""
+    pairs = pipeline.open_dataset(f"{name}/pairs", data_dir)
+    split = next(iter(pairs.info.splits))
+    pictures = tuple(part for part in ("first", "second") if part in pairs.info.features)
+    table = pipeline.label_arrays(pairs, split, pictures)
+    first = pipeline.open_dataset(f"{name}/images{suffix}", data_dir)
+    second = pipeline.open_dataset(f"{name}/{data}{suffix}", data_dir) if data in HIDDEN else first
+    return table, first, second
+
+
+def _split(builder) -> str:
+    """The split that is compared: nobody of the training, where there is another."""
+    return next(name for name in ("test", "validation", *builder.info.splits) if name in builder.info.splits)
+
+
+def _drawn(builder, labels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    if "identity" not in labels:
+        raise UserError(f"{builder.info.full_name} does not say who is who: pairs need the feature identity.")
+    people = defaultdict(list)
+    for identity, key in zip(labels["identity"].tolist(), labels["key"], strict=True):
+        people[str(identity)].append(str(key))
+    people = {name: keys for name, keys in people.items() if len(keys) > 1}
+    pairs = list(draw_pairs(people, IdentityConfig(name="pairs")))
+    if not pairs:
+        raise UserError(f"{builder.info.full_name} has {len(people)} people with two images or more: expected four.")
+    return {name: np.array([pair[name] for pair in pairs]) for name in pairs[0]}
+
+
+def embed_pairs(
+    embedder: Embedder, data: str, data_dir: str | Path | None = None, mirror: bool = False, bfloat16: bool = False
+):
+    """Embeddings of both images of every pair.
+
+    Args:
+        embedder: the network.
+        data: see `read_pairs`.
+        data_dir: where it is prepared.
         mirror: concatenate the embedding of the mirror image.
         bfloat16: compute the network in bfloat16.
 
     Returns:
-        `(pairs, embeddings, notes)`: `pairs` holds `first` and `second` (rows of `embeddings`), `same` and `fold`;
-        `embeddings` is `(images, 128)` or `(images, 256)` float32; `notes` are lines on what was done.
+        `(pairs, first, second, notes)`: `pairs` as `read_pairs` gives them; `first` and `second` `(pairs, width)`
+        float32; `notes` are lines on what was done.
 
     Raises:
-        UserError: the data set is not prepared, or the weights cannot be had.
+        UserError: a data set is not prepared, or the pairs name images that it has not.
     """
-    images = pipeline.open_dataset(f"{data}/images", data_dir)
-    table = pipeline.label_arrays(pipeline.open_dataset(f"{data}/pairs", data_dir), "test", ("first", "second"))
-    keys = pipeline.label_arrays(images, "test")["key"]
-    row_of = {key: row for row, key in enumerate(keys)}
-    pairs = {
-        "first": np.array([row_of[key] for key in table["first_key"]]),
-        "second": np.array([row_of[key] for key in table["second_key"]]),
-        "same": table["same"].astype(bool),
-        "fold": table["fold"],
-    }
-    identity = [pipeline.fingerprint(images, "test"), weights.lookup("facenet").sha256, crop, str(bfloat16)]
+    pairs, *sets = read_pairs(data, data_dir, embedder.crop)
+    sides, notes = [], []
+    for side, builder in zip(("first", "second"), sets, strict=True):
+        keys, embeddings, without_face = embed_images(embedder, builder, mirror, bfloat16)
+        row_of = {key: row for row, key in enumerate(keys)}
+        absent = sorted(set(pairs[f"{side}_key"]) - row_of.keys())
+        if absent:
+            raise UserError(
+                f"The pairs of {data} name {len(absent)} images that {builder.info.full_name} has not, first "
+                f"{absent[0]}: build both from the same files, with --no-face centre, as a pair that is left out "
+                "changes the figure."
+            )
+        sides.append(embeddings[[row_of[key] for key in pairs[f"{side}_key"]]])
+        note = f"No face was found in {len(without_face)} images, cut at the centre: {', '.join(without_face)}."
+        if without_face and note not in notes:
+            notes.append(note)
+    return pairs, *sides, notes
+
+
+def embed_images(embedder: Embedder, builder, mirror: bool = False, bfloat16: bool = False):
+    """Embeddings of every image of a prepared data set, from the cache or computed and put there.
+
+    Returns:
+        `(keys, embeddings, without_face)`: names of the images, `(images, width)` float32, and the names of those in
+        which no face was found.
+    """
+    split = _split(builder)
+    keys = pipeline.label_arrays(builder, split)["key"]
+    identity = [pipeline.fingerprint(builder, split), model_fingerprint(embedder.model), embedder.crop]
+    identity += [str(embedder.size), str(bfloat16)]
     digest = hashlib.sha256(" ".join(identity).encode()).hexdigest()[:16]
     cache = files.home() / "embeddings" / f"{digest}-mirror.npz"  # holds the plain embeddings in its first half
     if not cache.exists() and not mirror:
         cache = cache.with_name(f"{digest}.npz")
     if not cache.exists():
-        embeddings, without_face = _compute(images, crop, mirror, bfloat16, keys)
+        embeddings, without_face = _compute(embedder, builder, split, mirror, bfloat16, keys)
         with files.written_aside(cache) as aside:
             np.savez(aside, embeddings=embeddings, without_face=np.array(without_face, dtype=str))
     with np.load(cache) as stored:
         embeddings, without_face = stored["embeddings"], stored["without_face"].tolist()
     if not mirror:
-        embeddings = embeddings[:, :128]
-    notes = []
-    if without_face:
-        notes.append(f"No face was found in {len(without_face)} images, cut at the centre: {', '.join(without_face)}.")
-    return pairs, embeddings, notes
+        embeddings = embeddings[:, : embedder.model.output_shape[-1]]
+    named = (builder.info.metadata or {}).get("cut_at_centre", [])
+    return keys, embeddings, without_face or named
 
 
-def _compute(builder, crop, mirror, bfloat16, keys):
+def _compute(embedder, builder, split, mirror, bfloat16, keys):
     import tensorflow as tf
 
-    from tfface.models.inception_resnet_v1 import inception_resnet_v1
-
-    model = inception_resnet_v1(weights="facenet")
     without_face = []
-    photos = (tf.io.decode_image(row["image"], channels=3).numpy() for row in pipeline.examples(builder, "test"))
-    crops = _found(zip(keys, photos, strict=True), without_face) if crop == "mtcnn" else map(_centre, photos)
+    photos = (tf.io.decode_image(row["image"], channels=3).numpy() for row in pipeline.examples(builder, split))
+    if embedder.crop == "detect":
+        crops = _found(zip(keys, photos, strict=True), without_face, embedder.size)
+    else:
+        zoom = 0.6 if embedder.crop == "centre" else 1.0
+        crops = (pipeline.resize(photo, embedder.size, zoom=zoom).numpy() for photo in photos)
     parts = []
     with bfloat16_convolutions(bfloat16), tqdm(total=len(keys), unit="image", desc="embeddings") as bar:
         for batch in map(np.stack, pipeline.in_groups(crops, 32)):
             views = [batch, batch[:, :, ::-1]] if mirror else [batch]
-            parts.append(np.concatenate([model.predict_on_batch(view) for view in views], axis=1))
+            parts.append(np.concatenate([embedder.model.predict_on_batch(view) for view in views], axis=1))
             bar.update(len(batch))
     return np.concatenate(parts).astype("float32"), without_face
 
 
-def _centre(photo: np.ndarray) -> np.ndarray:
-    return pipeline.resize(photo, (SIZE, SIZE), zoom=0.6).numpy()
-
-
-def _found(photos: Iterable, without_face: list[str]) -> Iterator[np.ndarray]:
+def _found(photos: Iterable, without_face: list[str], size) -> Iterator[np.ndarray]:
     from tfface.faces.detect import load_detector
 
     detector = load_detector("mtcnn")
     for group in pipeline.in_groups(photos, 64):
         for (key, photo), faces in zip(group, detector([photo for _, photo in group]), strict=True):
-            if not len(faces):
+            if len(faces):
+                box = faces.boxes[main_face(faces, photo.shape)]
+                yield align.crop_with_margin(photo, box, size[0]).astype("float32")
+            else:
                 without_face.append(key)
-                yield _centre(photo)
-                continue
-            yield align.crop_with_margin(photo, faces.boxes[main_face(faces, photo.shape)], SIZE).astype("float32")
+                yield pipeline.resize(photo, size, zoom=0.6).numpy()

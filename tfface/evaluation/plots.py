@@ -465,6 +465,28 @@ def training_curves(history: Sequence[Mapping]) -> Figure:
 
 
 @styled
+def roc(results: Mapping[str, Mapping]) -> Figure:
+    """True accepts against false accepts on a logarithmic axis, which ends where fewer than ten negatives stand.
+
+    Args:
+        results: name of a curve -> what `tfface.evaluation.verification.verify_folds` gave.
+    """
+    figure = _figure(5.2, 3.8)
+    axes = figure.subplots()
+    least = min(20 / result["n"] for result in results.values())  # half of the pairs are of two people
+    for index, (name, result) in enumerate(results.items()):
+        points = np.array([point for point in result["roc"] if point[0] >= least] or [[1.0, 1.0]])
+        label = f"{name}: {result['accuracy']:.2%}"
+        axes.plot(*points.T, color=LIGHT[3 + index % 4], label=label, drawstyle="steps-post")
+    axes.set_xscale("log")
+    axes.set_xlim(least, 1)
+    axes.set_xlabel("false accept rate")
+    axes.set_ylabel("true accept rate")
+    axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
+@styled
 def sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 6) -> Figure:
     """Pictures with a caption under each, such as the worst mistakes.
 

@@ -55,6 +55,7 @@ def predict_with(
         UserError: no such data set or split.
     """
     builder = pipeline.open_dataset(data or recipe.data, data_dir)
+    recipe = recipe.adapted(pipeline.class_names(builder))
     truth = pipeline.label_arrays(builder, split)
     outputs = _outputs(recipe, model, builder, split, bfloat16, progress)
     return to_predictions(recipe.tasks(), outputs, truth, pipeline.class_names(builder))
@@ -79,6 +80,8 @@ def to_predictions(
     probabilities, ordered = {}, [name for name in classes if name == "age_group"]
     years = spread = None
     for task in tasks:
+        if not task.is_attribute:
+            continue
         if task.is_age:
             years, spread = years_of(task, outputs[task.name])
             # a standard deviation of zero would claim certainty
@@ -106,9 +109,7 @@ def _outputs(recipe: Recipe, model: keras.Model, builder, split, bfloat16, progr
         results = [upper.predict(np.asarray(array, "float32"), batch_size=256, verbose=0) for array in features]
     else:
         results = [
-            model.predict(
-                batches.evaluation_images(builder, split, recipe, view).map(lambda images, _: images), verbose=0
-            )
+            model.predict(batches.evaluation_images(builder, split, recipe, view), verbose=0)
             for view in recipe.test_views
         ]
     return {name: np.mean([result[name] for result in results], axis=0) for name in results[0]}

@@ -8,7 +8,7 @@ from keras import layers
 from tfface.tasks import Task
 
 
-def task_heads(features, tasks: Sequence[Task]) -> dict:
+def task_heads(features: keras.KerasTensor, tasks: Sequence[Task]) -> dict:
     """Put a head for each task on shared features.
 
     Args:
@@ -26,7 +26,7 @@ def task_heads(features, tasks: Sequence[Task]) -> dict:
     return {task.name: task_head(features, task) for task in tasks}
 
 
-def task_head(features, task: Task):
+def task_head(features: keras.KerasTensor, task: Task) -> keras.KerasTensor:
     """One task's output: class probabilities, or a number.
 
     Args:

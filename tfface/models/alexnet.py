@@ -12,7 +12,12 @@ CONVOLUTIONS = ((64, 11, 4, True), (192, 5, 1, True), (384, 3, 1, False), (256, 
 """Filters, kernel side, stride, and whether a 3x3 max pool of stride 2 follows."""
 
 
-def alexnet(tasks: Sequence[Task], input_shape=(224, 224, 3), dense_width: int = 4096, name="alexnet"):
+def alexnet(
+    tasks: Sequence[Task],
+    input_shape: tuple[int, int, int] = (224, 224, 3),
+    dense_width: int = 4096,
+    name: str = "alexnet",
+) -> Model:
     """Build AlexNet with a head for each task.
 
     Args:

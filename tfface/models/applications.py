@@ -1,6 +1,6 @@
 """Networks of keras.applications with a head for each task: the baselines MobileNet, MobileNetV2, VGG16 and others."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras
 from keras import Model, layers
@@ -12,13 +12,20 @@ NETWORKS = ("MobileNet", "MobileNetV2", "VGG16", "ResNet50")
 """Those whose convolutions take pixels in [-1, 1] or any scale (no preprocessing of their own inside)."""
 
 
-def applications(network: str, tasks: Sequence[Task], input_shape=(224, 224, 3), name: str = ""):
+def applications(
+    network: str,
+    tasks: Sequence[Task],
+    input_shape: tuple[int, int, int] = (224, 224, 3),
+    preprocessing: Callable | None = None,
+    name: str = "",
+) -> Model:
     """Build a network of keras.applications with fresh weights, averaged over space, and the tasks' heads on it.
 
     Args:
         network: one of `NETWORKS`.
         tasks: what the heads learn.
         input_shape: `(height, width, 3)`, sides of at least 32 pixels.
+        preprocessing: what is done to the pixels first; None scales them to [-1, 1].
         name: name of the model; that of the network in small letters unless given.
 
     Returns:
@@ -31,7 +38,7 @@ def applications(network: str, tasks: Sequence[Task], input_shape=(224, 224, 3),
     if network not in NETWORKS:
         raise ValueError(f"`network` must be one of {', '.join(NETWORKS)}. Received: {network}")
     inputs = layers.Input(input_shape)
-    x = layers.Rescaling(1 / 127.5, -1.0, name="rescale")(inputs)
+    x = (preprocessing or layers.Rescaling(1 / 127.5, -1.0, name="rescale"))(inputs)
     backbone = getattr(keras.applications, network)(
         include_top=False, weights=None, input_tensor=x, input_shape=input_shape
     )

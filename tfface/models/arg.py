@@ -15,13 +15,13 @@ FEATURES = "features"
 
 def arg(
     tasks: Sequence[Task],
-    input_shape=(160, 160, 3),
-    bottleneck_width=128,
-    dropout_rate=0.5,
-    depths=("Block8_6_ScaleSum",),
-    weights="facenet",
-    name="arg",
-):
+    input_shape: tuple[int, int, int] = (160, 160, 3),
+    bottleneck_width: int = 128,
+    dropout_rate: float = 0.5,
+    depths: Sequence[str] = ("Block8_6_ScaleSum",),
+    weights: str | None = "facenet",
+    name: str = "arg",
+) -> keras.Model:
     """Build the ARG network: Inception-ResNet-v1 up to its pooled features, a fresh bottleneck, a head for each task.
 
     The bottleneck of the pretrained network is left out; the new one is learnt with the heads, as the poster transfers
@@ -58,7 +58,9 @@ def arg(
     return keras.Model(backbone.input, heads(features, tasks, bottleneck_width, dropout_rate), name=name)
 
 
-def heads(features, tasks: Sequence[Task], bottleneck_width: int, dropout_rate: float):
+def heads(
+    features: keras.KerasTensor, tasks: Sequence[Task], bottleneck_width: int, dropout_rate: float
+) -> dict[str, keras.KerasTensor]:
     """Put the bottleneck and the heads on pooled features; a dict of outputs by the tasks' names."""
     x = layers.BatchNormalization(name="features_norm")(features)
     x = layers.Dropout(dropout_rate, name="features_dropout")(x)

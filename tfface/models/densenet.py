@@ -10,11 +10,11 @@ from tfface.tasks import Task
 
 def densenet(
     tasks: Sequence[Task],
-    input_shape=(224, 224, 3),
+    input_shape: tuple[int, int, int] = (224, 224, 3),
     blocks: tuple[int, ...] = (6, 12, 36, 24),
     growth: int = 48,
-    name="densenet161",
-):
+    name: str = "densenet161",
+) -> Model:
     """Build a densely connected network with a head for each task; the defaults are DenseNet-161.
 
     Args:

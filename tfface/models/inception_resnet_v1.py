@@ -10,14 +10,14 @@ from tfface.layers import StandardizeImage
 
 
 def inception_resnet_v1(
-    input_shape=(160, 160, 3),
-    embedding_width=128,
-    weights=None,
-    standardize=True,
-    normalize=False,
-    dropout_rate=0.2,
-    name="inception_resnet_v1",
-):
+    input_shape: tuple[int, int, int] = (160, 160, 3),
+    embedding_width: int | None = 128,
+    weights: str | None = None,
+    standardize: bool = True,
+    normalize: bool = False,
+    dropout_rate: float = 0.2,
+    name: str = "inception_resnet_v1",
+) -> keras.Model:
     """Build Inception-ResNet-v1 from a face crop to its embedding.
 
     The layers carry the names of the original network (`Conv2d_1a_3x3` ... `Block8_6_ScaleSum`, `AvgPool`,
@@ -85,7 +85,7 @@ def inception_resnet_v1(
     return model
 
 
-def load_facenet_weights(model):
+def load_facenet_weights(model: keras.Model) -> None:
     """Read the pinned FaceNet file into the layers of `model` that have its names, tensor by tensor.
 
     The file is opened as plain HDF5: no model is loaded from it and none of its code (marshalled lambdas) is run.

@@ -15,13 +15,13 @@ branch, are a plain reading that comes to its 35.3 million parameters at 64x64 (
 
 def multitask_cnn(
     tasks: Sequence[Task],
-    input_shape=(64, 64, 3),
+    input_shape: tuple[int, int, int] = (64, 64, 3),
     residual_blocks: int = 2,
     branch_width: int = 256,
     dropout_rate: float = 0.5,
     alpha_dropout: tuple[str, ...] = ("race",),
-    name="multitask_cnn",
-):
+    name: str = "multitask_cnn",
+) -> Model:
     """Build the network: three convolution blocks with pooling, residual blocks, a branch for each task.
 
     A branch is Dense, ReLU, Dropout, Dense; that of race has AlphaDropout (paper 2, section 3).

@@ -18,7 +18,7 @@ MOMENTUM = 0.9
 def resnet(
     tasks: Sequence[Task],
     depth: int = 50,
-    input_shape=(224, 224, 3),
+    input_shape: tuple[int, int, int] = (224, 224, 3),
     activation: str = "relu",
     attention: Callable | None = None,
     shortcuts: bool = True,
@@ -26,7 +26,7 @@ def resnet(
     pooling: tuple[str, ...] = ("avg",),
     preprocessing: Callable | None = None,
     name: str = "",
-):
+) -> Model:
     """Build a residual network with a head for each task.
 
     Layers bear the names that they have in `keras.applications.ResNet50`, whose weights (with `use_bias`) fit in

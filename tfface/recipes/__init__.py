@@ -2,11 +2,14 @@
 
 from tfface.errors import UserError
 from tfface.recipes.arg import ARG
+from tfface.recipes.compact import Compact
 from tfface.recipes.gender import Gender
 from tfface.recipes.multitask import Multitask
+from tfface.recipes.occluded import Occluded
+from tfface.recipes.race import Race
 from tfface.recipes.recipe import Recipe, parse_settings
 
-RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in (ARG, Multitask, Gender)}
+RECIPES: dict[str, type[Recipe]] = {recipe.name: recipe for recipe in (ARG, Race, Multitask, Gender, Occluded, Compact)}
 """Name -> recipe."""
 
 

@@ -24,8 +24,12 @@ class Recipe:
         name, title: its name on the command line and in a report.
         variants: name -> changed fields; the paper's own rows and ablations, and ours.
         published: rows (task, metric, value, where it stands), in the paper and elsewhere.
+        published_pairs: rows (data set of pairs, accuracy, where it stands).
+        pairs: data sets of pairs that an embedding is measured on, names as `tfface verify --data` takes them.
         licences: what the recipe stands on -> its licence.
-        data: prepared data set that it trains on, `name` or `name/config`.
+        data: prepared data set that it trains on, `name` or `name/config`; several joined by "+"; "@" and
+            a grouping of classes (`labels.GROUPINGS`) behind its name joins and leaves out classes.
+        train_split, validation_split: its splits to train on and to choose the epoch by.
         image_size: `(height, width)` that the network takes, pixels.
         train_from: name of the layer after which the network is trained; what lies before is frozen and its output is
             computed once for each view and cached. Empty: everything is trained, from pixels.
@@ -34,12 +38,18 @@ class Recipe:
         oversample: label -> how often an example of each class is shown in an epoch (training split only).
         random_crop: least share of each side that is kept by a crop at a random place, in (0, 1] (training from pixels
             only; the share is drawn for each image, 1 keeps everything).
+        occluded: share of the training faces that are covered by an occluder at random, in [0, 1]; 2/3 in paper 5
+            (training from pixels only).
+        teacher: pretrained network whose embeddings are learnt by an output `embedding`: "facenet", or empty for none.
+        teacher_data: prepared data set with the same photos, cut as the teacher knows faces; `data` if empty.
         noise: standard deviation of the noise added to pixels, in grey levels of 0 to 255 (training from pixels only).
         epochs: passes over the (oversampled) training split in the paper.
         schedule_scale: share of the paper's schedule that is run: epochs, and steps of the learning rate's schedule,
             shrink alike.
         patience: epochs without a better validation score after which training ends; 0 runs all epochs.
         monitor: validation figure that chooses the epoch that is kept, lower is better.
+        precision: Keras' dtype policy of the layers: "float32", or "mixed_bfloat16" or "mixed_float16" on devices that
+            are faster so; weights, outputs and losses stay float32.
         batch_size: examples a step.
         learning_rate: learning rate at the start.
         initial: folder of a finished run whose trained layers this one starts from, wherever a layer of the same name
@@ -51,23 +61,31 @@ class Recipe:
     title: ClassVar[str] = ""
     variants: ClassVar[Mapping[str, Mapping]] = {}
     published: ClassVar[tuple[tuple[str, str, float, str], ...]] = ()
+    published_pairs: ClassVar[tuple[tuple[str, float, str], ...]] = ()
     licences: ClassVar[Mapping[str, str]] = {}
 
     data: str = ""
+    train_split: str = "train"
+    validation_split: str = "validation"
     image_size: tuple[int, int] = (224, 224)
     train_from: str = ""
     views: tuple[View, ...] = (View(), View(mirror=True))
     test_mirror: bool = False
     oversample: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     random_crop: float = 1.0
+    occluded: float = 0.0
+    teacher: str = ""
+    teacher_data: str = ""
     noise: float = 0.0
     epochs: int = 1
     schedule_scale: float = 1.0
     patience: int = 0
     monitor: str = "val_loss"
+    precision: str = "float32"
     batch_size: int = 32
     learning_rate: float = 1e-3
     initial: str = ""
+    pairs: tuple[str, ...] = ()
     seed: int = 0
 
     def tasks(self) -> tuple[Task, ...]:
@@ -93,7 +111,7 @@ class Recipe:
         """
         for task in self.tasks():
             names = classes.get(task.label)
-            if not task.is_age and (names is None or len(names) != len(task.targets)):
+            if task.classes and not task.is_age and (names is None or len(names) != len(task.targets)):
                 received = f"{len(names)} ({', '.join(names)})" if names else "none"
                 raise UserError(
                     f"The recipe {self.name} learns {task.label} with {len(task.targets)} classes. Received: a data "

@@ -3,7 +3,6 @@ and the noise depend on the seed and the epoch alone, so that a resumed run sees
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,15 +11,59 @@ import tensorflow as tf
 from tfface.data import augment, pipeline
 from tfface.recipes.recipe import Recipe
 from tfface.tasks import Task
+from tfface.training.distribute import ONE, Devices
 
 SHUFFLE_BUFFER = 4096  # encoded images, about 40 MB
 
 
-def encode(tasks: Sequence[Task], labels) -> dict:
-    """Targets of every task from a mapping of integer labels, in NumPy or in a tf.data graph."""
+def encode(tasks: Sequence[Task], labels, taught: np.ndarray | None = None) -> dict:
+    """Targets of every task from a mapping of integer labels, in NumPy or in a tf.data graph.
+
+    A label that is not in a task's table (-1 where joined data sets lack it, somebody new among identities) gets the
+    targets of class 0: `weights` takes them out.
+
+    Args:
+        tasks: what is learnt.
+        labels: label -> integers; "example", the place in the split, where a teacher's embeddings are learnt.
+        taught: those embeddings, `(examples, width)`.
+    """
+    tables = {task.name: taught if task.label == "example" else task.targets for task in tasks}
     if isinstance(next(iter(labels.values())), np.ndarray):
-        return {task.name: task.targets[labels[task.label]] for task in tasks}
-    return {task.name: tf.gather(task.targets, labels[task.label]) for task in tasks}
+        return {
+            task.name: tables[task.name][np.where(_in_table(task, labels), labels[task.label], 0)] for task in tasks
+        }
+    return {
+        task.name: tf.cast(
+            tf.gather(tables[task.name], tf.where(_in_table(task, labels), labels[task.label], 0)), tf.float32
+        )
+        for task in tasks
+    }
+
+
+def _in_table(task: Task, labels):
+    label = labels[task.label]
+    return label >= 0 if task.label == "example" else (label >= 0) & (label < len(task.targets))
+
+
+def weights(tasks: Sequence[Task], labels) -> dict:
+    """For each task 1.0 where its label is known, 0.0 where it is not, from a mapping of integer labels."""
+    if isinstance(next(iter(labels.values())), np.ndarray):
+        return {task.name: _in_table(task, labels).astype("float32") for task in tasks}
+    return {task.name: tf.cast(_in_table(task, labels), tf.float32) for task in tasks}
+
+
+def _partial(builder, tasks: Sequence[Task]) -> bool:
+    """Whether some labels may be in no table."""
+    return isinstance(builder, pipeline.Joined) or any(task.label == "identity" for task in tasks)
+
+
+def _example(tasks: Sequence[Task], image, row, taught, partial: bool):
+    """What `fit` takes: image, targets and, where a label may be unknown, weights."""
+    targets = encode(tasks, row, taught)
+    if not partial and "share" not in row:
+        return image, targets
+    share = row.get("share", 1.0)
+    return image, targets, {name: weight * share for name, weight in weights(tasks, row).items()}
 
 
 def steps_of(labels: dict[str, np.ndarray], recipe: Recipe) -> tuple[int, int]:
@@ -31,7 +74,11 @@ def steps_of(labels: dict[str, np.ndarray], recipe: Recipe) -> tuple[int, int]:
 
 
 def feature_batches(
-    features: Sequence[np.ndarray], labels: dict[str, np.ndarray], recipe: Recipe, first_epoch: int
+    features: Sequence[np.ndarray],
+    labels: dict[str, np.ndarray],
+    recipe: Recipe,
+    first_epoch: int,
+    across: Devices = ONE,
 ) -> tf.data.Dataset:
     """Training batches from cached features, from `first_epoch` on.
 
@@ -40,13 +87,15 @@ def feature_batches(
         labels: integer labels, each `(n,)`.
         recipe: batch size, oversampling, seed and epochs.
         first_epoch: the epoch to begin with, from 0.
+        across: the devices of the training.
 
     Returns:
-        Batches `(inputs float32, targets)`.
+        Batches `(inputs float32, targets)`; of each the part that belongs to this process.
     """
     tasks = recipe.tasks()
     counts = pipeline.repeats(labels, recipe.oversample)
     size, steps = steps_of(labels, recipe)
+    part = size // across.processes
     targets = encode(tasks, labels)
 
     def batches():
@@ -54,80 +103,160 @@ def feature_batches(
             order = pipeline.epoch_order(counts, recipe.seed, epoch)
             views = np.random.default_rng((recipe.seed, epoch, 1)).integers(len(features), size=len(order))
             for step in range(steps):
-                chosen = order[step * size : (step + 1) * size]
-                view = views[step * size : (step + 1) * size]
-                inputs = np.empty((size, *features[0].shape[1:]), "float32")
+                start = step * size + across.process * part
+                chosen, view = order[start : start + part], views[start : start + part]
+                inputs = np.empty((part, *features[0].shape[1:]), "float32")
                 for index, array in enumerate(features):
                     inputs[view == index] = array[chosen[view == index]]
                 yield inputs, {name: table[chosen] for name, table in targets.items()}
 
     signature = (
-        tf.TensorSpec((size, *features[0].shape[1:]), tf.float32),
-        {task.name: tf.TensorSpec((size, task.width), tf.float32) for task in tasks},
+        tf.TensorSpec((part, *features[0].shape[1:]), tf.float32),
+        {task.name: tf.TensorSpec((part, task.width), tf.float32) for task in tasks},
     )
-    return tf.data.Dataset.from_generator(batches, output_signature=signature).prefetch(4)
+    generated = tf.data.Dataset.from_generator(batches, output_signature=signature)
+    return generated.prefetch(4).with_options(pipeline.options())
 
 
-def image_batches(builder, split: str, recipe: Recipe, first_epoch: int) -> tf.data.Dataset:
+def image_batches(
+    builder,
+    split: str,
+    recipe: Recipe,
+    first_epoch: int,
+    taught: np.ndarray | None = None,
+    across: Devices = ONE,
+) -> tf.data.Dataset:
     """Training batches from pixels, from `first_epoch` on.
 
     Args:
         builder: a prepared data set.
         split: its split to train on.
-        recipe: views, noise, batch size, oversampling, seed and epochs.
+        recipe: views, noise, occlusion, batch size, oversampling, seed and epochs.
         first_epoch: the epoch to begin with, from 0.
+        taught: a teacher's embeddings of the split, `(examples, width)`.
+        across: the devices of the training.
 
     Returns:
-        Batches `(images float32 in [0, 255], targets)`.
+        Batches `(images float32 in [0, 255], targets)`, with weights as a third where labels may be unknown; of each
+        the part that belongs to this process, which decodes no others.
     """
     tasks = recipe.tasks()
     size, steps = steps_of(pipeline.label_arrays(builder, split), recipe)
     factors = {name: tf.constant(values, tf.int64) for name, values in recipe.oversample.items()}
-    rows = pipeline.examples(builder, split)
+    rows = _numbered(builder, split)
+    partial = _partial(builder, tasks)
+    epoch_size, part = steps * size, size // across.processes
 
     def repeated(row):
         count = tf.constant(1, tf.int64)
         for name, values in factors.items():
             count *= tf.gather(values, row[name])
-        return tf.data.Dataset.from_tensors(row).repeat(count)
+        return {name: tf.repeat(value[None], count, axis=0) for name, value in row.items()}
 
-    def prepare(epoch, index, row):
-        seed = tf.stack([epoch * steps * size + index, tf.constant(recipe.seed, tf.int64)])
-        image = tf.cast(tf.io.decode_image(row["image"], channels=3, expand_animations=False), tf.float32)
+    def prepare(index, row):
+        seed = tf.stack([index, tf.constant(recipe.seed, tf.int64)])
+        image = tf.io.decode_image(row["image"], channels=3, expand_animations=False)
         image.set_shape((None, None, 3))
         image = augment.draw_view(image, recipe.views, seed)
         if recipe.random_crop < 1:
             image = augment.crop_at_random(image, recipe.random_crop, seed + tf.constant([0, 1 << 33], tf.int64))
         image = pipeline.resize(image, recipe.image_size)
+        if recipe.occluded:
+            image, row["pattern"] = augment.occlude(
+                image, row["key"], index // epoch_size, recipe.seed, recipe.occluded
+            )
         if recipe.noise:
             image = augment.add_noise(image, recipe.noise, seed + tf.constant([0, 1 << 32], tf.int64))
-        return image, encode(tasks, row)
+        return _example(tasks, image, row, taught, partial)
 
-    def one_epoch(epoch):
-        shuffled = rows.flat_map(repeated).shuffle(
-            SHUFFLE_BUFFER, seed=recipe.seed * 100_003 + epoch, reshuffle_each_iteration=False
-        )
-        examples = shuffled.enumerate().map(lambda i, row: prepare(epoch, i, row), num_parallel_calls=4)
-        return examples.batch(size, drop_remainder=True).take(steps)
+    if factors:
+        rows = rows.map(repeated).unbatch()
+    # An epoch's order begins with a full buffer: `prefetch` reads it while the images of the epoch before are decoded.
+    seeds = (recipe.seed * 100_003 + epoch for epoch in range(first_epoch, recipe.run_epochs))
+    orders = [rows.shuffle(SHUFFLE_BUFFER, seed, reshuffle_each_iteration=False).take(epoch_size) for seed in seeds]
+    examples = _one_after_another(orders).prefetch(SHUFFLE_BUFFER).enumerate(first_epoch * epoch_size)
+    if across.processes > 1:
+        examples = examples.filter(lambda index, row: index % size // part == across.process)
+    examples = examples.map(prepare, num_parallel_calls=pipeline.PARALLEL)
+    return examples.batch(part, drop_remainder=True, num_parallel_calls=2).prefetch(2)
 
-    # One pipeline after the other, rather than a flat_map over epochs: `shuffle` takes a tensor as its seed only where
-    # TensorFlow's global seed is not 0.
-    epochs = map(one_epoch, range(first_epoch, recipe.run_epochs))
-    return functools.reduce(tf.data.Dataset.concatenate, epochs).prefetch(2)
+
+def _one_after_another(datasets: Sequence[tf.data.Dataset]) -> tf.data.Dataset:
+    """Concatenated as a tree: in a chain a row would pass through as many iterators as there are data sets.
+
+    No flat_map over epochs: `shuffle` takes a tensor as its seed only where TensorFlow's global seed is not 0.
+    """
+    if len(datasets) == 1:
+        return datasets[0]
+    half = len(datasets) // 2
+    return _one_after_another(datasets[:half]).concatenate(_one_after_another(datasets[half:]))
 
 
-def evaluation_images(builder, split: str, recipe: Recipe, view: pipeline.View, batch_size: int = 64):
-    """Batches of the images of a split in their fixed order, seen in one view: `(images float32, targets)`."""
-    tasks = recipe.tasks()
+def _filled(count: int, batch_size: int, across: Devices) -> tuple[np.ndarray, np.ndarray, int]:
+    """Places of this process's examples when `count` are filled up to whole batches, their weights, and its batch size.
+
+    Devices take only equal parts. Those that fill have the weight 0 and the others a little more than 1, as Keras takes
+    the mean of the losses over all of them.
+    """
+    size = across.count * -(-min(batch_size, count) // across.count)
+    total = size * -(-count // size)
+    own = np.arange(across.process, total, across.processes)
+    return own % count, np.where(own < count, total / count, 0).astype("float32"), size // across.processes
+
+
+def validation_images(
+    builder, recipe: Recipe, taught: np.ndarray | None = None, batch_size: int = 64, across: Devices = ONE
+):
+    """Batches of the validation split in its fixed order, as `image_batches` gives those of training.
+
+    Where training covers faces, the same are covered here, in every epoch alike. On several devices with weights, see
+    `_filled`.
+    """
+    tasks, view = recipe.tasks(), recipe.test_views[0]
+    partial = _partial(builder, tasks)
 
     def prepare(row):
         image = pipeline.decode(row["image"], recipe.image_size, view.zoom)
-        return (image[:, ::-1] if view.mirror else image), encode(tasks, row)
+        if recipe.occluded:
+            image, row["pattern"] = augment.occlude(image, row["key"], 0, recipe.seed, recipe.occluded)
+        return _example(tasks, image, row, taught, partial)
+
+    rows = _numbered(builder, recipe.validation_split)
+    if across.count > 1:
+        count = len(next(iter(pipeline.label_arrays(builder, recipe.validation_split).values())))
+        _, shares, batch_size = _filled(count, batch_size, across)
+        own = rows.repeat().shard(across.processes, across.process)
+        shared = tf.data.Dataset.zip(own, tf.data.Dataset.from_tensor_slices(shares))
+        rows = shared.map(lambda row, share: {**row, "share": share})
+    return _batched(rows.map(prepare, num_parallel_calls=pipeline.PARALLEL), batch_size)
+
+
+def _batched(examples: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+    return examples.batch(batch_size, num_parallel_calls=2).prefetch(2)
+
+
+def _numbered(builder, split: str) -> tf.data.Dataset:
+    """Examples with their place in the split as a label, by which a teacher's embeddings are found."""
+    return pipeline.examples(builder, split).enumerate().map(lambda place, row: {**row, "example": place})
+
+
+def evaluation_images(builder, split: str, recipe: Recipe, view: pipeline.View, batch_size: int = 64):
+    """Batches of the images of a split in their fixed order, seen in one view: `(batch, height, width, 3)` float32."""
+
+    def prepare(row):
+        image = pipeline.decode(row["image"], recipe.image_size, view.zoom)
+        return tf.reverse(image, [1]) if view.mirror else image
 
     rows = pipeline.examples(builder, split)
-    return rows.map(prepare, num_parallel_calls=4).batch(batch_size).prefetch(2)
+    return _batched(rows.map(prepare, num_parallel_calls=pipeline.PARALLEL), batch_size)
 
 
-def in_order(inputs: np.ndarray, targets: dict[str, np.ndarray], batch_size: int = 256) -> tf.data.Dataset:
-    """Batches of arrays in their order."""
-    return tf.data.Dataset.from_tensor_slices((inputs, targets)).batch(batch_size)
+def in_order(
+    inputs: np.ndarray, targets: dict[str, np.ndarray], batch_size: int = 256, across: Devices = ONE
+) -> tf.data.Dataset:
+    """Batches of arrays in their order; on several devices with weights, see `_filled`."""
+    arrays = (inputs, targets)
+    if across.count > 1:
+        places, shares, batch_size = _filled(len(inputs), batch_size, across)
+        arrays = (inputs[places], {name: values[places] for name, values in targets.items()}, shares)
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size).with_options(pipeline.options())

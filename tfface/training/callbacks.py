@@ -18,14 +18,19 @@ class Recorder(keras.callbacks.Callback):
 
     Args:
         run: the run to write to.
+        whole: the network that is kept: the layers of the one that is trained, with every output.
         history: rows of the epochs that are done.
         monitor: the figure that chooses the best epoch, lower is better.
         patience: epochs without a better figure after which training stops; 0: never.
+        writes: False in all but the first of several processes, which stop together but write nothing.
     """
 
-    def __init__(self, run: Run, history: list[dict], monitor: str, patience: int):
+    def __init__(
+        self, run: Run, whole: keras.Model, history: list[dict], monitor: str, patience: int, writes: bool = True
+    ):
         super().__init__()
-        self.run, self.history, self.monitor, self.patience = run, history, monitor, patience
+        self.writes = writes
+        self.run, self.whole, self.history, self.monitor, self.patience = run, whole, history, monitor, patience
 
     def on_epoch_begin(self, epoch, logs=None):
         self.started = time.monotonic()
@@ -37,13 +42,15 @@ class Recorder(keras.callbacks.Callback):
         if not all(value == value for value in row.values()):
             raise FloatingPointError(f"Epoch {epoch} ended with NaN: {row}")
         row = {"epoch": epoch, **row, "seconds": round(time.monotonic() - self.started, 3)}
-        if not self.history or row[self.monitor] < min(past[self.monitor] for past in self.history):
+        best = not self.history or row[self.monitor] < min(past[self.monitor] for past in self.history)
+        if best and self.writes:
             # A model around the same layers that was never compiled: the optimizer's state stays out of the file.
-            bare = keras.Model(self.model.input, self.model.output, name=self.model.name)
+            bare = keras.Model(self.whole.input, self.whole.output, name=self.whole.name)
             with files.written_aside(self.run.trained_file) as aside:
                 bare.save(aside)
         self.history.append(row)
-        self.run.save_state(self.model, self.history)
+        if self.writes:
+            self.run.save_state(self.model, self.history)
         self.model.stop_training = self.exhausted()
 
     def best_epoch(self) -> int:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from tfface import files
 from tfface.data import pipeline
+from tfface.errors import UserError
 
 PART = 512  # images a part file: what is lost at most when the work is killed
 
@@ -92,7 +93,12 @@ def cached_features(
         target = files.home() / "features" / f"{name}-{digest}.npy"
         if not target.exists():
             _compute(model, builder, split, size, view, batch_size, bfloat16, count, target, progress)
-        result.append(np.load(target, mmap_mode="r"))
+        try:
+            result.append(np.load(target, mmap_mode="r"))
+        except (OSError, EOFError, ValueError) as error:
+            raise UserError(
+                f"The cached features {target} are damaged ({error}). Remove that file, and run again."
+            ) from error
     return result
 
 

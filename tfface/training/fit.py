@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,27 +23,56 @@ from tfface.recipes.recipe import Recipe
 from tfface.tasks import Task
 from tfface.training import batches
 from tfface.training.callbacks import Recorder
+from tfface.training.distribute import ONE, Devices, several
 from tfface.training.features import cached_features
 from tfface.training.one_cycle import OneCycleMomentum
 from tfface.training.run import Run, carry_weights, split_at
+from tfface.training.teacher import teacher_embeddings
+
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
 def loss_of(task: Task) -> keras.losses.Loss:
     """The Keras loss that a task names."""
+    if isinstance(task.loss, keras.losses.Loss):
+        return task.loss
     if task.loss == "age_distribution":
         return AgeDistributionLoss(task.years)
-    return {"crossentropy": keras.losses.CategoricalCrossentropy, "absolute": keras.losses.MeanAbsoluteError}[
-        task.loss
-    ]()
+    return {
+        "crossentropy": keras.losses.CategoricalCrossentropy,
+        "absolute": keras.losses.MeanAbsoluteError,
+        "cosine": keras.losses.CosineSimilarity,
+    }[task.loss]()
 
 
 def metrics_of(task: Task) -> list[keras.metrics.Metric]:
-    """What is shown of a task during training: accuracy of classes, mean error in years of an age."""
+    """What is shown of a task during training: accuracy of classes, mean error in years of an age, a cosine."""
+    if task.loss == "cosine":
+        return [keras.metrics.CosineSimilarity(name="cosine")]
+    if task.label == "identity":
+        return [keras.metrics.SparseCategoricalAccuracy(name="accuracy")]
     if not task.is_age:
         return [keras.metrics.CategoricalAccuracy(name="accuracy")]
     if task.years is None:
         return [keras.metrics.MeanAbsoluteError(name="mae")]
     return [MeanAgeError(task.years, name="mae")]
+
+
+@contextlib.contextmanager
+def precision(policy: str):
+    """Give the layers that are made inside a Keras dtype policy.
+
+    Raises:
+        UserError: another policy than float32, mixed_bfloat16 or mixed_float16.
+    """
+    if policy not in PRECISIONS:
+        raise UserError(f"precision must be one of {', '.join(PRECISIONS)}. Received: {policy}.")
+    before = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_dtype_policy(policy)
+    try:
+        yield
+    finally:
+        keras.mixed_precision.set_dtype_policy(before)
 
 
 def compile_for(model: keras.Model, recipe: Recipe, steps: int) -> None:
@@ -58,7 +88,8 @@ def compile_for(model: keras.Model, recipe: Recipe, steps: int) -> None:
         optimizer=recipe.optimizer(model, steps),
         loss={task.name: loss_of(task) for task in tasks},
         loss_weights={task.name: task.weight for task in tasks},
-        metrics={task.name: metrics_of(task) for task in tasks},
+        # "Weighted", for joined data sets: a label that is not known has the weight 0. Without weights it is the same.
+        weighted_metrics={task.name: metrics_of(task) for task in tasks},
     )
 
 
@@ -98,7 +129,8 @@ class Prepared:
     """What `model.fit` needs: a recipe's network, compiled, and its data.
 
     Attributes:
-        model: what is trained: the whole network, or the part above the frozen layers.
+        model: what is trained: the whole network, or the part above the frozen layers, with the tasks' outputs.
+        whole: the same layers with every output of the network, which is what a run keeps.
         training: batches from an epoch on, `training(first_epoch)`.
         validation: batches of the validation split, in their fixed order.
         steps: steps an epoch.
@@ -107,6 +139,7 @@ class Prepared:
     """
 
     model: keras.Model
+    whole: keras.Model
     training: Callable[[int], tf.data.Dataset]
     validation: tf.data.Dataset
     steps: int
@@ -114,44 +147,74 @@ class Prepared:
     fresh: list[str]
 
 
-def prepared(recipe: Recipe, builder, bfloat16: bool = False, model: keras.Model | None = None) -> Prepared:
+def prepared(
+    recipe: Recipe,
+    builder,
+    bfloat16: bool = False,
+    model: keras.Model | None = None,
+    data_dir: str | Path | None = None,
+    across: Devices = ONE,
+) -> Prepared:
     """Build the network of a recipe, compile it, and open its data.
 
     Args:
         recipe: what to train.
-        builder: its prepared data set, with the splits `train` and `validation`.
+        builder: its prepared data set, with the splits that the recipe names.
         bfloat16: compute frozen features in bfloat16 (see `cached_features`).
         model: a network with the recipe's outputs to train in place of its own, such as a pruned one.
+        data_dir: where data sets are prepared, for a recipe whose teacher looks at another one.
+        across: the devices to train on.
 
     Raises:
-        UserError: no such split, or an `initial` run that does not fit.
+        UserError: no such split, an `initial` run that does not fit, or a batch that the devices cannot share evenly.
     """
     keras.utils.set_random_seed(recipe.seed)
-    model = model or recipe.model()
+    with across.scope(), precision(recipe.precision):
+        model = model or recipe.model()
     carried, fresh = [], []
     if recipe.initial:
         carried, fresh = carry_weights(model, Run(recipe.initial).trained_file)
-    labels = {split: pipeline.label_arrays(builder, split) for split in ("train", "validation")}
-    _, steps = batches.steps_of(labels["train"], recipe)
+    splits = {"train": recipe.train_split, "validation": recipe.validation_split}
+    labels = {part: pipeline.label_arrays(builder, split) for part, split in splits.items()}
+    size, steps = batches.steps_of(labels["train"], recipe)
+    across.check(size)
+    taught = {}
+    if recipe.teacher:
+        with across.one_at_a_time():
+            taught = {
+                part: teacher_embeddings(
+                    recipe.teacher, recipe.teacher_data or recipe.data, builder, split, data_dir, bfloat16
+                )
+                for part, split in splits.items()
+            }
     if recipe.train_from:
-        lower, model = split_at(model, recipe.train_from)
-        features = {
-            split: cached_features(lower, builder, split, recipe.image_size, views, bfloat16=bfloat16)
-            for split, views in (("train", recipe.views), ("validation", recipe.test_views))
-        }
-        training = partial(batches.feature_batches, features["train"], labels["train"], recipe)
+        with across.scope():
+            lower, model = split_at(model, recipe.train_from)
+        lower = across.alone(lower)
+        with across.one_at_a_time():
+            features = {
+                part: cached_features(lower, builder, splits[part], recipe.image_size, views, bfloat16=bfloat16)
+                for part, views in (("train", recipe.views), ("validation", recipe.test_views))
+            }
+        training = partial(batches.feature_batches, features["train"], labels["train"], recipe, across=across)
         inputs = np.asarray(features["validation"][0], "float32")
-        validation = batches.in_order(inputs, batches.encode(recipe.tasks(), labels["validation"]))
+        validation = batches.in_order(inputs, batches.encode(recipe.tasks(), labels["validation"]), across=across)
         # What lies below is frozen: it was neither carried nor will it be trained.
         own = {layer.name for layer in model.layers}
         carried, fresh = ([name for name in names if name in own] for names in (carried, fresh))
     else:
-        training = partial(batches.image_batches, builder, "train", recipe)
-        validation = batches.evaluation_images(builder, "validation", recipe, recipe.test_views[0])
-    compile_for(model, recipe, steps * recipe.run_epochs)
-    # Build the optimizer's variables now, so that a saved state finds them.
-    model.optimizer.build(model.trainable_variables)
-    return Prepared(model, training, validation, steps, carried, fresh)
+        training = partial(
+            batches.image_batches, builder, recipe.train_split, recipe, taught=taught.get("train"), across=across
+        )
+        validation = batches.validation_images(builder, recipe, taught.get("validation"), across=across)
+    whole, names = model, [task.name for task in recipe.tasks()]
+    with across.scope():
+        if set(names) != set(whole.output):  # Keras wants a target for every output
+            model = keras.Model(whole.input, {name: whole.output[name] for name in names}, name=whole.name)
+        compile_for(model, recipe, steps * recipe.run_epochs)
+        # Build the optimizer's variables now, so that a saved state finds them.
+        model.optimizer.build(model.trainable_variables)
+    return Prepared(model, whole, training, validation, steps, carried, fresh)
 
 
 def _policy(model: keras.Model) -> list[keras.callbacks.Callback]:
@@ -170,6 +233,7 @@ def fit(
     model: keras.Model | None = None,
     callbacks: Sequence[keras.callbacks.Callback] = (),
     about: Mapping | None = None,
+    devices: int = 1,
 ) -> Run:
     """Train a recipe, or go on where a killed run stopped; a run that is done is left as it is.
 
@@ -184,58 +248,72 @@ def fit(
             weights of the last epoch, also where the run was done before.
         callbacks: what else acts during the training, such as pruning.
         about: plain values that say what `model` is: a folder that holds a run of another one is refused.
+        devices: devices of this machine that share each batch, see `tfface.training.distribute.several`. In a training
+            that `tfface.training.distribute.join` made one of several processes, all that there are; the first
+            process alone writes and speaks, and all must see the same `folder` where a run is to go on.
 
     Returns:
         The run.
 
     Raises:
-        UserError: the data set is not prepared, the folder holds another run, no GPU where one was asked for.
+        UserError: the data set is not prepared, the folder holds another run, no GPU where one was asked for,
+            or fewer devices.
     """
-    where = device_name(device)
-    builder = pipeline.open_dataset(recipe.data, data_dir)
-    recipe = recipe.adapted(pipeline.class_names(builder))
-    for split in ("train", "validation"):
-        pipeline.examples(builder, split)  # names a split that is absent before any work is done
-    fingerprints = {split: pipeline.fingerprint(builder, split) for split in builder.info.splits}
+    across = several(devices, device)
+    if model is not None and across.count > 1:
+        raise UserError("A network that was made before cannot be spread over devices: train it on one.")
+    where = device_name(device) if across.count == 1 else f"{across.count} x {device_name(device)}"
     run = Run(folder)
-    data = {"name": builder.info.full_name, "fingerprints": fingerprints}
-    data["landmarks"] = (builder.info.metadata or {}).get("landmarks")
-    if about is not None:
-        data["model"] = dict(about)
-    run.begin(recipe, data, where)
-    if run.done and model is None:
+
+    def begin():
+        builder = pipeline.open_dataset(recipe.data, data_dir)
+        adapted = recipe.adapted(pipeline.class_names(builder))
+        for split in (recipe.train_split, recipe.validation_split):
+            pipeline.examples(builder, split)  # names a split that is absent before any work is done
+        fingerprints = {split: pipeline.fingerprint(builder, split) for split in builder.info.splits}
+        data = {"name": builder.info.full_name, "fingerprints": fingerprints}
+        data["landmarks"] = (builder.info.metadata or {}).get("landmarks")
+        if about is not None:
+            data["model"] = dict(about)
+        if across.first:
+            run.begin(adapted, data, where)
+        return builder, adapted, data
+
+    builder, recipe, data = across.together(begin)
+    across.same("the recipe and the data set", {"recipe": recipe.to_json(), "data": data})
+    if across.gathered("done" if run.done else "")[0] and model is None:
         return run
 
     started = time.monotonic()
-    ready = prepared(recipe, builder, bfloat16, model)
-    if recipe.initial:
+    if not across.first:
+        verbose = 0
+    ready = across.together(lambda: prepared(recipe, builder, bfloat16, model, data_dir, across))
+    if recipe.initial and across.first:
         carried = {"from": recipe.initial, "carried": ready.carried, "fresh": ready.fresh}
         files.write_json(run.folder / "carried.json", carried)
         if verbose:
             fresh = ", ".join(ready.fresh) or "none"
             print(f"{len(ready.carried)} layers start from {recipe.initial}, fresh: {fresh}.")
-    history = run.restore_state(ready.model)
+    history = across.together(lambda: run.restore_state(ready.model))
+    across.same("the state of the run (all machines must see one folder)", history)
     first = len(history)
-    recorder = Recorder(run, history, recipe.monitor, recipe.patience)
+    recorder = Recorder(run, ready.whole, history, recipe.monitor, recipe.patience, writes=across.first)
     if first < recipe.run_epochs and not recorder.exhausted():
         if verbose and first:
             print(f"Going on after epoch {first} of {recipe.run_epochs}, found in {run.folder}.")
-        ready.model.fit(
-            ready.training(first),
-            steps_per_epoch=ready.steps,
-            shuffle=False,
-            epochs=recipe.run_epochs,
-            initial_epoch=first,
-            validation_data=ready.validation,
-            callbacks=[
-                *_policy(ready.model),
-                *callbacks,
-                recorder,
-                keras.callbacks.TensorBoard(run.folder / "events", write_graph=False),
-            ],
-            verbose=verbose,
-        )
-    if not run.done:
+        events = [keras.callbacks.TensorBoard(run.folder / "events", write_graph=False)] if across.first else []
+        with across.scope():
+            ready.model.fit(
+                ready.training(first),
+                steps_per_epoch=ready.steps,
+                shuffle=False,
+                epochs=recipe.run_epochs,
+                initial_epoch=first,
+                validation_data=ready.validation,
+                callbacks=[*_policy(ready.model), *callbacks, recorder, *events],
+                verbose=verbose,
+            )
+    if across.first and not run.done:
         seconds = round(time.monotonic() - started, 1)
         files.write_json(run.done_file, {"best_epoch": recorder.best_epoch(), "seconds": seconds})
     return run

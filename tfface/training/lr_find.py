@@ -217,7 +217,7 @@ def find_for_recipe(
 
     device_name(device)
     builder = pipeline.open_dataset(recipe.data, data_dir)
-    ready = prepared(recipe.adapted(pipeline.class_names(builder)), builder, bfloat16)
+    ready = prepared(recipe.adapted(pipeline.class_names(builder)), builder, bfloat16, data_dir=data_dir)
     curve = find_learning_rate(ready.model, ready.training(0), steps=steps)
     for name, rate in curve.suggestions.items():
         print(f"{name}: {'none, the loss did not fall' if rate is None else f'{rate:.2e}'}")

@@ -134,7 +134,7 @@ class Run:
                 for variable, name in zip(variables, stored, strict=True):
                     variable.assign(state[name])
                 return json.loads(str(state["history"]))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise UserError(f"{self.state_file} is damaged ({error}). Remove it to begin this run anew.") from error
 
     @staticmethod

@@ -1,0 +1,84 @@
+"""Data sets with different labels, joined: each example once, evenly mixed, what is not known takes no part."""
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from tfface import tasks
+from tfface.data import pipeline
+from tfface.training import batches
+
+
+def prepared(folder, name, count, labels):
+    """A data set of `count` images of 4x4 pixels with the given labels, written without a builder of its own."""
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "key": tfds.features.Text(), **labels})
+
+    def examples(start):
+        for index in range(start, start + count):
+            values = {label: index % getattr(feature, "num_classes", 7) for label, feature in labels.items()}
+            yield {"image": np.full((4, 4, 3), index, "uint8"), "key": f"{index}.png", **values}
+
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name=name,
+        version="1.0.0",
+        data_dir=str(folder),
+        split_datasets={
+            split: tf.data.Dataset.from_generator(
+                lambda start=start: examples(start), output_signature=features.get_tensor_spec()
+            )
+            for split, start in (("train", 0), ("validation", 100))
+        },
+        features=features,
+    )
+
+
+@pytest.fixture(scope="module")
+def joined(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    gender = tfds.features.ClassLabel(names=["Male", "Female"])
+    seven, five = (tfds.features.ClassLabel(names=[*"abcdefg"[:count]]) for count in (7, 5))
+    prepared(folder, "wide", 9, {"gender": gender, "race": seven})
+    prepared(folder, "narrow", 3, {"gender": gender, "race": five, "age": np.int32})
+    return pipeline.open_dataset("wide+narrow", folder)
+
+
+def test_counts_and_classes(joined):
+    assert {split: info.num_examples for split, info in joined.info.splits.items()} == {"train": 12, "validation": 12}
+    classes = pipeline.class_names(joined)
+    assert {name: len(names) for name, names in classes.items()} == {"gender": 2, "race": 7, "race_narrow": 5}
+
+
+def test_each_example_once_and_evenly_mixed(joined):
+    labels = pipeline.label_arrays(joined, "train")
+    assert sorted(labels["key"]) == sorted([f"wide/{i}.png" for i in range(9)] + [f"narrow/{i}.png" for i in range(3)])
+    places = np.flatnonzero(np.char.startswith(labels["key"], "narrow"))
+    assert (np.diff(places) == 4).all()
+    # the order is that of the images
+    images = [int(tf.io.decode_image(row["image"])[0, 0, 0]) for row in pipeline.examples(joined, "train")]
+    assert images == [int(key.split("/")[1].removesuffix(".png")) for key in labels["key"]]
+
+
+def test_what_is_not_known_is_minus_one_and_weighs_nothing(joined):
+    labels = pipeline.label_arrays(joined, "train")
+    narrow = np.char.startswith(labels["key"], "narrow")
+    assert (labels["race"][narrow] == -1).all()
+    assert (labels["race_narrow"][~narrow] == -1).all()
+    assert (labels["age"][~narrow] == -1).all()
+    assert (labels["gender"] >= 0).all()
+    learnt = (tasks.classification("gender", ("Male", "Female")), tasks.classification("race", tuple("abcdefg")))
+    weights = batches.weights(learnt, labels)
+    np.testing.assert_array_equal(weights["race"], ~narrow)
+    np.testing.assert_array_equal(weights["gender"], 1)
+    assert batches.encode(learnt, labels)["race"].sum() == 12  # every row a class, the unknown ones without weight
+
+
+def test_a_teachers_embeddings_follow_the_example(joined):
+    taught = np.arange(12, dtype="float16")[:, None]
+    labels = pipeline.label_arrays(joined, "train") | {"example": np.arange(12)}
+    np.testing.assert_array_equal(batches.encode((tasks.embedding(1),), labels, taught)["embedding"], taught)
+
+
+def test_fingerprint_changes_with_the_parts(joined):
+    one = pipeline.Joined(joined.parts[:1])
+    assert pipeline.fingerprint(joined, "train") != pipeline.fingerprint(one, "train")

@@ -1,0 +1,101 @@
+"""Damaged files of a prepared data set: which file it is, and what to do."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from tfface import cli
+from tfface.data import pipeline
+from tfface.errors import UserError
+from tfface.labels import GENDERS
+
+
+@pytest.fixture
+def prepared(tmp_path):
+    """A prepared data set of 24 pictures in each of three splits, with genders."""
+    features = tfds.features.FeaturesDict(
+        {"image": tfds.features.Image(shape=(32, 32, 3)), "gender": tfds.features.ClassLabel(names=list(GENDERS))}
+    )
+
+    def rows(seed):
+        random = np.random.default_rng(seed)
+        return [{"image": random.integers(0, 256, (32, 32, 3), "uint8"), "gender": i % 2} for i in range(24)]
+
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="tiny_faces",
+        version="1.0.0",
+        features=features,
+        split_datasets={split: rows(seed) for seed, split in enumerate(("train", "validation", "test"))},
+        data_dir=tmp_path,
+        disable_shuffling=True,
+    )
+    return tmp_path
+
+
+def shard(folder, split):
+    (path,) = Path(folder).glob(f"tiny_faces/1.0.0/*-{split}.tfrecord*")
+    return path
+
+
+def cut_in_a_record(data):
+    return data[: len(data) // 2]
+
+
+def cut_to_nothing(data):
+    return b""
+
+
+def flip_a_bit(data):
+    return data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 1]) + data[len(data) // 2 + 1 :]
+
+
+def overwrite_the_start(data):
+    return bytes(64) + data[64:]
+
+
+@pytest.mark.parametrize("damage", [cut_in_a_record, cut_to_nothing, flip_a_bit, overwrite_the_start, None])
+def test_a_damaged_file_is_named(damage, prepared):
+    path = shard(prepared, "validation")
+    if damage is None:
+        path.unlink()
+    else:
+        path.write_bytes(damage(path.read_bytes()))
+    builder = pipeline.open_dataset("tiny_faces", prepared)
+    assert len(pipeline.label_arrays(builder, "train")["gender"]) == 24
+    words = {
+        cut_in_a_record: r"it holds \d+ of its 24 records",
+        cut_to_nothing: "it holds 0 of its 24 records",
+        flip_a_bit: r"corrupted record at byte \d+",
+        overwrite_the_start: "corrupted record at byte 0",
+        None: "it is missing",
+    }[damage]
+    with pytest.raises(UserError, match=rf"{path.name} .* is damaged: {words}.*`tfface build tiny_faces`"):
+        pipeline.label_arrays(builder, "validation")
+
+
+def test_whole_files_pass(prepared):
+    builder = pipeline.open_dataset("tiny_faces", prepared)
+    for split in ("train", "validation", "test"):
+        pipeline.check_shards(builder, split)
+
+
+def test_training_says_it_in_one_line(prepared, tmp_path, capsys):
+    path = shard(prepared, "train")
+    path.write_bytes(flip_a_bit(path.read_bytes()))
+    words = [
+        "train",
+        "gender",
+        "--tiny",
+        "--data",
+        "tiny_faces",
+        "--data-dir",
+        str(prepared),
+        "--out",
+        str(tmp_path / "r"),
+    ]
+    assert cli.main(words) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tfface:")]
+    assert len(lines) == 1
+    assert path.name in lines[0]

@@ -1,0 +1,113 @@
+"""`tfface verify` on a small set of pairs: from prepared images to figures, for a network from a file."""
+
+import json
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from tfface import cli
+from tfface.errors import UserError
+from tfface.evaluation.embeddings import embed_images, load_embedder, read_pairs
+from tfface.models import recognition_resnet
+
+PEOPLE, SHOTS, FOLDS = 6, 3, 2
+
+
+def store(folder, config, features, examples):
+    features = tfds.features.FeaturesDict(features)
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="people",
+        version="1.0.0",
+        config=config,
+        data_dir=str(folder),
+        split_datasets={
+            "test": tf.data.Dataset.from_generator(lambda: examples, output_signature=features.get_tensor_spec())
+        },
+        features=features,
+    )
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """Six patterns in three shots each, and the pairs of them; one set of pairs names somebody who is not there."""
+    folder, rng = tmp_path_factory.mktemp("data"), np.random.default_rng(0)
+    text, image = tfds.features.Text(), tfds.features.Image(shape=(112, 96, 3), encoding_format="png")
+    faces = rng.uniform(40, 215, (PEOPLE, 7, 6, 3)).repeat(16, 1).repeat(16, 2)
+    shots = [
+        {"image": np.uint8(faces[person] + rng.normal(0, 4, faces[0].shape)), "key": f"{person}_{shot}.png"}
+        for person in range(PEOPLE)
+        for shot in range(SHOTS)
+    ]
+    store(folder, "images-five-point-centre", {"image": image, "key": text}, shots)
+    pairs = []
+    for fold in range(FOLDS):
+        members = range(fold, PEOPLE, FOLDS)
+        pairs += [(f"{p}_{i}.png", f"{p}_{(i + 1) % SHOTS}.png", True, fold) for p in members for i in range(SHOTS)]
+        pairs += [(f"{p}_{i}.png", f"{(p + FOLDS) % PEOPLE}_0.png", False, fold) for p in members for i in range(SHOTS)]
+    names = ("first_key", "second_key", "same", "fold")
+    features = {"first_key": text, "second_key": text, "same": np.bool_, "fold": np.int32}
+    store(folder, "pairs", features, [dict(zip(names, row, strict=True)) for row in pairs])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory):
+    keras.utils.set_random_seed(0)
+    path = tmp_path_factory.mktemp("model") / "small.keras"
+    recognition_resnet("table1", (112, 96, 3), 32, ((1, 8), (1, 12), (1, 16), (1, 16))).save(path)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def fresh_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("TFFACE_HOME", str(tmp_path / "home"))
+
+
+def test_verify_by_the_command(people, network, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ["verify", str(network), "--data", "people", "--data-dir", str(people), "--mirror", "--threshold", "0.9"]
+    assert cli.main(command) == 0
+    files = sorted(path.name for path in (tmp_path / "runs").rglob("*.*") if path.is_file())
+    assert files == ["roc.png", "verification.json"]
+    result = json.loads(next((tmp_path / "runs").rglob("verification.json")).read_text())
+    assert result["n"] == 36
+    assert len(result["folds"]) == FOLDS
+    assert result["accuracy"] > 0.9  # shots of one pattern are alike even to a network that has learnt nothing
+    assert 0 <= result["at_threshold"]["accuracy"] <= 1
+    assert "accuracy" in capsys.readouterr().out
+
+
+def test_embeddings_come_from_the_cache_and_mirrors_hold_the_plain_ones(people, network, monkeypatch):
+    embedder = load_embedder(str(network))
+    _, images, _ = read_pairs("people", people, embedder.crop)
+    keys, plain, _ = embed_images(embedder, images)
+    assert plain.shape == (PEOPLE * SHOTS, 32)
+    both = embed_images(embedder, images, mirror=True)[1]
+    np.testing.assert_allclose(both[:, :32], plain, atol=1e-6)
+    monkeypatch.setattr("tfface.evaluation.embeddings._compute", None)  # would fail if it were asked again
+    np.testing.assert_array_equal(embed_images(embedder, images)[1], both[:, :32])
+
+
+def test_a_pair_that_names_somebody_unknown_is_an_error(people, network, monkeypatch):
+    from tfface.evaluation import embeddings
+
+    def with_a_stranger(*arguments):
+        pairs, first, second = read_pairs(*arguments)
+        return {**pairs, "second_key": np.append(pairs["second_key"][:-1], "stranger.png")}, first, second
+
+    monkeypatch.setattr(embeddings, "read_pairs", with_a_stranger)
+    with pytest.raises(UserError, match=r"name 1 images.*stranger\.png"):
+        embeddings.embed_pairs(load_embedder(str(network)), "people", people)
+
+
+def test_what_has_no_embedding_or_is_not_prepared_is_said(people, tmp_path, capsys):
+    keras.Sequential([keras.Input((112, 96, 3)), keras.layers.Flatten()]).save(tmp_path / "other.keras")
+    with pytest.raises(UserError, match="no layer embedding"):
+        load_embedder(str(tmp_path / "other.keras"))
+    with pytest.raises(UserError, match="crop must be one of"):
+        load_embedder("facenet", "tight")
+    with pytest.raises(UserError, match="not prepared"):
+        read_pairs("people", people, "margin")

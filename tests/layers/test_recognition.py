@@ -1,0 +1,53 @@
+import keras
+import numpy as np
+import pytest
+
+from tfface.layers import CosineSimilarity, Regroup, feature_mask, pattern_logits
+
+
+def test_cosines_by_hand():
+    layer = CosineSimilarity(2)
+    layer.build((None, 2))
+    layer.centres.assign([[2.0, 0.0], [0.0, 5.0]])  # columns: along x, along y, of any length
+    np.testing.assert_allclose(layer(np.array([[3.0, 4.0], [-1.0, 0.0]])), [[0.6, 0.8], [-1.0, 0.0]], atol=1e-6)
+
+
+def test_cosines_are_float32_under_half_precision():
+    before = keras.mixed_precision.dtype_policy()
+    keras.mixed_precision.set_dtype_policy("mixed_float16")
+    try:
+        assert CosineSimilarity(3)(np.ones((1, 4), "float16")).dtype == "float32"
+    finally:
+        keras.mixed_precision.set_dtype_policy(before)
+
+
+def test_one_class_is_refused():
+    with pytest.raises(ValueError, match="at least 2"):
+        CosineSimilarity(1)
+
+
+def test_mask_has_the_shape_of_the_last_maps_and_pattern_reads_it():
+    maps = [keras.Input((28, 24, 8)), keras.Input((14, 12, 12)), keras.Input((7, 6, 20))]
+    mask = feature_mask(maps)
+    model = keras.Model(maps, [mask, pattern_logits(mask, 101)])
+    assert [output.shape for output in model.output] == [(None, 7, 6, 20), (None, 101)]
+    values = model([np.random.default_rng(0).normal(size=(2, *m.shape[1:])).astype("float32") for m in maps])[0]
+    assert 0 < float(keras.ops.min(values)) < float(keras.ops.max(values)) < 1
+
+
+def test_maps_that_do_not_halve_are_refused():
+    with pytest.raises(ValueError, match="half the size"):
+        feature_mask([keras.Input((11, 9, 8)), keras.Input((5, 4, 8)), keras.Input((2, 1, 8))])
+
+
+def test_regroup_sums():
+    said = np.array([[0.1, 0.2, 0.3, 0.4]], "float32")
+    np.testing.assert_allclose(Regroup([0, 1, 1, 0])(said), [[0.5, 0.5]], atol=1e-6)
+    with pytest.raises(ValueError, match="divides 4 classes"):
+        Regroup([0, 1, 1, 0])(np.ones((1, 3), "float32"))
+
+
+@pytest.mark.parametrize("layer", [CosineSimilarity(3), Regroup([0, 1, 1, 0])])
+def test_config_round_trip(layer):
+    again = type(layer).from_config(layer.get_config())
+    assert again.get_config() == layer.get_config()

@@ -1,0 +1,66 @@
+import keras
+import numpy as np
+import pytest
+
+from tfface import tasks
+from tfface.errors import UserError
+from tfface.losses import AngularMarginLoss
+from tfface.models import recognition_resnet
+from tfface.models.recognition import load_backbone, recognition, with_feature_mask
+from tfface.pruning import prune
+
+STAGES = ((1, 16), (1, 24), (1, 32), (1, 40))
+
+
+def small(block="table1"):
+    keras.utils.set_random_seed(0)
+    return recognition_resnet(block, (48, 48, 3), 16, STAGES)
+
+
+def faces(count=2):
+    return np.random.default_rng(0).uniform(0, 255, (count, 48, 48, 3)).astype("float32")
+
+
+@pytest.mark.parametrize("block", ["table1", "ir"])
+def test_embeddings_have_length_1(block):
+    np.testing.assert_allclose(np.linalg.norm(small(block)(faces()), axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("block", ["table1", "ir"])
+def test_a_mask_that_keeps_everything_changes_nothing(block):
+    backbone = small(block)
+    before = np.asarray(backbone(faces()))
+    masked = with_feature_mask(backbone)
+    last = masked.get_layer("mask_conv2")
+    last.set_weights([np.zeros_like(last.kernel), np.full(last.bias.shape, 30.0)])  # sigmoid(30) is 1
+    np.testing.assert_allclose(masked(faces()), before, atol=1e-5)
+
+
+def test_a_pruned_file_takes_a_mask_and_another_size(tmp_path):
+    pruned = prune(small(), 0.5)
+    pruned.save(tmp_path / "pruned.keras")
+    loaded = load_backbone(str(tmp_path / "pruned.keras"), (48, 48, 3))
+    np.testing.assert_allclose(loaded(faces()), pruned(faces()), atol=1e-6)
+    assert loaded.count_params() < 0.5 * small().count_params()
+    wider = load_backbone(str(tmp_path / "pruned.keras"), (64, 48, 3))
+    assert with_feature_mask(wider).get_layer("mask").output.shape[-1] == loaded.get_layer("stage4").output.shape[-1]
+
+
+def test_training_outputs_stand_beside_the_embedding():
+    model = recognition(
+        with_feature_mask(small()), (tasks.identity(7, AngularMarginLoss()), tasks.occlusion_pattern(101))
+    )
+    shapes = {name: output.shape for name, output in model.output.items()}
+    assert shapes == {"embedding": (None, 16), "identity": (None, 7), "pattern": (None, 101)}
+
+
+def test_what_cannot_be_is_refused(tmp_path):
+    with pytest.raises(UserError, match="table1, ir, facenet"):
+        load_backbone("resnet", (48, 48, 3))
+    with pytest.raises(UserError, match="set masked=True"):
+        recognition(small(), (tasks.occlusion_pattern(101),))
+    (tmp_path / "damaged.keras").write_bytes(b"PK")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_backbone(str(tmp_path / "damaged.keras"))
+    with pytest.raises(ValueError, match="multiples of 16"):
+        recognition_resnet("table1", (50, 48, 3))

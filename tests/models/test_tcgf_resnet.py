@@ -1,0 +1,91 @@
+"""Paper 1's network: its blocks, its counts, and the weights that it takes over from a ResNet50."""
+
+import keras
+import numpy as np
+import pytest
+
+from tfface import labels, tasks
+from tfface.models import applications, tcgf_resnet
+from tfface.training.run import carry_weights
+
+RACE = (tasks.classification("race", tuple(labels.GROUPINGS["four_races"][1])),)
+SHAPE = (32, 32, 3)
+
+
+@pytest.fixture(scope="module")
+def network():
+    return tcgf_resnet(RACE, SHAPE)
+
+
+def test_parameters(network):
+    # An identity block of C channels: an MLP C -> C/16 -> C with biases, a 7x7 convolution of two maps.
+    blocks = ((256, 2), (512, 3), (1024, 5), (2048, 2))
+    attention = sum(n * (2 * c * c // 16 + c // 16 + c + 2 * 49) for c, n in blocks)
+    assert network.count_params() == 23_595_908 + attention + 4 * 2048  # the maximum beside the average
+
+
+def test_every_activation_is_gelu(network):
+    activations = [layer for layer in network.layers if isinstance(layer, keras.layers.Activation)]
+    kinds = [layer.activation.__name__ for layer in activations]
+    assert kinds.count("gelu") == 49
+    assert set(kinds) == {"gelu", "softmax"}
+    relu = tcgf_resnet(RACE, SHAPE, activation="relu")
+    assert [w.shape for w in relu.weights] == [w.shape for w in network.weights]
+
+
+def test_attention_stands_between_the_last_norm_and_the_addition(network):
+    adds = [layer for layer in network.layers if isinstance(layer, keras.layers.Add)]
+    before = [[tensor._keras_history.operation.name for tensor in layer.input] for layer in adds]
+    attended = [any(name.endswith("attention_spatial") for name in names) for names in before]
+    assert len(adds) == 16
+    assert sum(attended) == 12
+    assert not any(hit for layer, hit in zip(adds, attended, strict=True) if "block1_" in layer.name)
+    assert not any("attention" in layer.name for layer in tcgf_resnet(RACE, SHAPE, attention=False).layers)
+
+
+def test_a_grey_image_is_as_good_as_its_coloured_one(network):
+    pixels = np.random.default_rng(0).integers(0, 256, (2, *SHAPE)).astype("float32")
+    grey = (pixels @ np.array([0.299, 0.587, 0.114], "float32"))[..., None].repeat(3, -1)
+    np.testing.assert_allclose(network(pixels)["race"], network(grey)["race"], atol=1e-5)
+
+
+def test_all_convolutions_of_a_resnet50_are_carried(network, tmp_path):
+    source = applications("ResNet50", RACE, SHAPE)
+    random = np.random.default_rng(0)
+    for weight in source.weights:
+        weight.assign(random.normal(size=weight.shape))
+    source.save(tmp_path / "source.keras")
+    carried, fresh = carry_weights(network, tmp_path / "source.keras")
+    kinds = [type(network.get_layer(name)).__name__ for name in carried]
+    assert kinds.count("Conv2D") == kinds.count("BatchNormalization") == 53
+    assert len(kinds) == 106
+    # What is new: the attention, and a classifier that sees the maximum too.
+    assert [name for name in fresh if "attention" not in name] == ["race_logits"]
+    assert len(fresh) == 2 * 12 + 1
+    for name in carried:
+        for mine, theirs in zip(
+            network.get_layer(name).get_weights(), source.get_layer(name).get_weights(), strict=True
+        ):
+            np.testing.assert_array_equal(mine, theirs)
+
+
+def test_mixed_precision_trains_to_the_same_loss():
+    pixels = np.random.default_rng(0).uniform(0, 255, (16, *SHAPE)).astype("float32")
+    truth = {"race": np.eye(4, dtype="float32")[np.arange(16) % 4]}
+    ends = {}
+    for policy in ("float32", "mixed_bfloat16", "mixed_float16"):
+        before = keras.mixed_precision.dtype_policy()
+        keras.mixed_precision.set_dtype_policy(policy)
+        try:
+            keras.utils.set_random_seed(0)
+            model = tcgf_resnet(RACE, SHAPE, depth=18)
+        finally:
+            keras.mixed_precision.set_dtype_policy(before)
+        model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "categorical_crossentropy")
+        losses = model.fit(pixels, truth, batch_size=16, epochs=12, shuffle=False, verbose=0).history["loss"]
+        ends[policy] = losses[0], losses[-1]
+    first, last = ends["float32"]
+    assert last < first / 2
+    for begun, ended in ends.values():
+        assert begun == pytest.approx(first, rel=0.05)
+        assert ended == pytest.approx(last, abs=0.1)

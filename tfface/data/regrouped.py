@@ -1,0 +1,94 @@
+"""A prepared data set seen with other classes: some joined under one name, examples of the rest left out."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import tensorflow as tf
+
+from tfface import labels
+from tfface.data import pipeline
+from tfface.errors import UserError
+
+
+class Regrouped:
+    """A data set whose classes are those of a grouping, such as the four races of paper 1 out of FairFace's seven.
+
+    It is read as a TFDS builder is, by the functions of `pipeline`.
+
+    Args:
+        part: the builder.
+        grouping: a name in `labels.GROUPINGS`.
+
+    Raises:
+        UserError: no such grouping, or the data set has no class for one of its groups.
+    """
+
+    def __init__(self, part, grouping: str):
+        if grouping not in labels.GROUPINGS:
+            raise UserError(
+                f"Unknown grouping of classes. Expected one of: {', '.join(labels.GROUPINGS)}. Received: {grouping}."
+            )
+        self.label, groups = labels.GROUPINGS[grouping]
+        known = pipeline.class_names(part)
+        self.originals = known.get(self.label, ())
+        lacking = [group for group, names in groups.items() if not set(names) & set(self.originals)]
+        if lacking:
+            raise UserError(
+                f"{part.info.full_name} cannot be grouped as {grouping}: expected classes of {self.label} for "
+                f"{', '.join(lacking)}. Received: {', '.join(self.originals) or 'none'}."
+            )
+        group_of = {name: index for index, names in enumerate(groups.values()) for name in names}
+        self.part, self.name = part, part.name
+        self.classes = {**known, self.label: tuple(groups)}
+        self.table = np.array([group_of.get(name, -1) for name in self.originals], "int64")
+        self.info = RegroupedInfo(self, f"{part.info.full_name}@{grouping}")
+
+    def examples(self, split: str, images: tuple[str, ...]) -> tf.data.Dataset:
+        """Examples of a split, as `pipeline.examples` gives them, without those that belong to no group."""
+        rows = pipeline.examples(self.part, split, images)
+        rows = rows.map(lambda row: {**row, self.label: tf.gather(tf.constant(self.table), row[self.label])})
+        return rows.filter(lambda row: row[self.label] >= 0)
+
+    def left_out(self) -> dict[str, list[str]]:
+        """Class that belongs to no group -> names of its examples, over all splits."""
+        found = {name: [] for name, group in zip(self.originals, self.table, strict=True) if group < 0}
+        for split in self.part.info.splits:
+            arrays = pipeline.label_arrays(self.part, split)
+            for name, keys in found.items():
+                keys += arrays["key"][arrays[self.label] == self.originals.index(name)].tolist()
+        return {f"{self.label} {name}": keys for name, keys in found.items()}
+
+
+class RegroupedInfo:
+    """What is read of a TFDS builder's info, for a regrouped data set; what takes a pass over it waits until asked.
+
+    Attributes:
+        full_name: that of the data set, "@" and the grouping.
+        features: those of the data set.
+        splits: name -> a split with `num_examples`.
+    """
+
+    def __init__(self, regrouped: Regrouped, full_name: str):
+        self._regrouped, self.full_name = regrouped, full_name
+        self.features = regrouped.part.info.features
+        self.splits = {name: RegroupedSplit(regrouped, name) for name in regrouped.part.info.splits}
+
+    @cached_property
+    def metadata(self) -> dict:
+        """That of the data set, with the examples that the grouping leaves out."""
+        known = dict(self._regrouped.part.info.metadata or {})
+        return {**known, "left_out": {**known.get("left_out", {}), **self._regrouped.left_out()}}
+
+
+class RegroupedSplit:
+    """A split without the examples that belong to no group."""
+
+    def __init__(self, regrouped: Regrouped, name: str):
+        self._regrouped, self._name = regrouped, name
+
+    @cached_property
+    def num_examples(self) -> int:
+        """Examples that are left."""
+        return len(pipeline.label_arrays(self._regrouped, self._name)[self._regrouped.label])

@@ -1,0 +1,63 @@
+"""Feature masks: which elements of the last maps an occluder has spoilt, read from the maps themselves.
+
+Reference: Qiu et al., End2End Occluded Face Recognition by Masking Corrupted Features (FROM, TPAMI 2021), sections 3.2
+and 3.3, which paper 5 follows in its third stage.
+"""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+from keras import layers
+
+PYRAMID_WIDTH = 256
+
+
+def feature_mask(maps: Sequence, name: str = "mask"):
+    """Decode a mask for the last of a backbone's maps from a pyramid over its last three stages.
+
+    Every level is brought to 256 channels and added to the next coarser one, enlarged; the finest (a quarter of the
+    image's scale) goes through two strided convolutions down to the size of the last maps.
+
+    Args:
+        maps: outputs of three stages, fine to coarse, each half the height and width of the one before.
+        name: prefix of the layers' names; the last layer bears it alone.
+
+    Returns:
+        Tensor of the shape of the last maps, in (0, 1): 1 keeps an element, 0 blots it out.
+
+    Raises:
+        ValueError: not three maps, or sizes that do not halve.
+    """
+    sizes = [tuple(tensor.shape[1:3]) for tensor in maps]
+    if len(sizes) != 3 or any((2 * h, 2 * w) != finer for finer, (h, w) in pairwise(sizes)):
+        raise ValueError(f"`maps` must be three, each half the size of the one before. Received sizes: {sizes}")
+    level = None
+    for number, tensor in reversed(list(enumerate(maps, start=3))):
+        lateral = layers.Conv2D(PYRAMID_WIDTH, 1, name=f"{name}_lateral{number}")(tensor)
+        if level is not None:
+            enlarged = layers.UpSampling2D(2, name=f"{name}_enlarge{number}")(level)
+            lateral = layers.Add(name=f"{name}_add{number}")([lateral, enlarged])
+        level = lateral
+    x = layers.Conv2D(PYRAMID_WIDTH, 3, strides=2, padding="same", use_bias=False, name=f"{name}_conv1")(level)
+    x = layers.PReLU(shared_axes=(1, 2), name=f"{name}_prelu")(x)
+    x = layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(x)
+    x = layers.Conv2D(maps[-1].shape[-1], 3, strides=2, padding="same", name=f"{name}_conv2")(x)
+    return layers.Activation("sigmoid", name=name)(x)
+
+
+def pattern_logits(mask, patterns: int, dropout_rate: float = 0.5, name: str = "pattern"):
+    """Say from the mask which part of the face is covered: the second head of FROM.
+
+    Args:
+        mask: what `feature_mask` returned.
+        patterns: how many occlusion patterns there are (`tfface.faces.patterns`), >= 2.
+        dropout_rate: dropout before the last layer, in [0, 1).
+        name: prefix of the layers' names.
+
+    Returns:
+        `(batch, patterns)` logits.
+    """
+    x = layers.Flatten(name=f"{name}_flatten")(mask)
+    x = layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(x)
+    x = layers.Dropout(dropout_rate, name=f"{name}_dropout")(x)
+    return layers.Dense(patterns, use_bias=False, name=f"{name}_logits")(x)

@@ -1,0 +1,117 @@
+"""Networks that tell who it is: a backbone up to its embedding, a feature mask in it, the outputs that train it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import keras
+from keras import layers
+
+from tfface.errors import UserError
+from tfface.layers import CosineSimilarity, feature_mask, pattern_logits, task_head
+from tfface.models.inception_resnet_v1 import inception_resnet_v1
+from tfface.models.recognition_resnet import STAGES, recognition_resnet
+from tfface.tasks import Task
+
+EMBEDDING = "embedding"
+"""Name of the layer whose output, of length 1, is compared."""
+
+
+def load_backbone(
+    network: str, input_shape=(112, 96, 3), embedding_width: int = 512, blocks: Sequence[int] = (3, 4, 14, 3)
+) -> keras.Model:
+    """A network from an aligned face to its embedding, by name or from a file.
+
+    Args:
+        network: "table1" or "ir" (`recognition_resnet`, fresh weights), "facenet" (Inception-ResNet-v1, pretrained,
+            128-d), or a `.keras` file with a layer `embedding`, such as one of these, pruned.
+        input_shape: `(height, width, 3)`, pixels.
+        embedding_width: length of the embedding, for fresh weights.
+        blocks: blocks of each stage, for fresh weights.
+
+    Returns:
+        A functional `keras.Model`, `(batch, height, width, 3)` RGB in [0, 255] -> `(batch, width)` float32 of length 1.
+
+    Raises:
+        UserError: no such network or file, or one that has no such input or output.
+    """
+    if network in ("table1", "ir"):
+        stages = tuple((count, filters) for count, (_, filters) in zip(blocks, STAGES, strict=True))
+        return recognition_resnet(network, input_shape, embedding_width, stages)
+    if network == "facenet":
+        return inception_resnet_v1(input_shape, weights="facenet", normalize=True)
+    if not network.endswith(".keras") or not Path(network).is_file():
+        raise UserError(f"network must be table1, ir, facenet or a .keras file that exists. Received: {network}.")
+    try:
+        model = keras.saving.load_model(network, compile=False)
+    except Exception as error:  # keras raises many kinds for a damaged file
+        raise UserError(f"The model file {network} cannot be read: {str(error).splitlines()[0]}") from error
+    if EMBEDDING not in {layer.name for layer in model.layers}:
+        raise UserError(f"{network} has no layer {EMBEDDING}: expected a network that tells faces apart.")
+    if model.input_shape[1:] != tuple(input_shape):
+        try:
+            rebuilt = keras.models.clone_model(model, input_tensors=keras.Input(input_shape, name="image"))
+        except ValueError as error:
+            raise UserError(f"{network} takes no input of {input_shape}: {str(error).splitlines()[0]}") from error
+        rebuilt.set_weights(model.get_weights())
+        model = rebuilt
+    return keras.Model(model.input, model.get_layer(EMBEDDING).output, name=model.name)
+
+
+def with_feature_mask(backbone: keras.Model) -> keras.Model:
+    """Put a feature mask before the last layers of a `recognition_resnet`, pruned or not (paper 5, third stage).
+
+    The maps of the last stage are multiplied by the mask; the layers behind are those of the backbone, with their
+    weights, and serve clean and covered faces alike.
+
+    Args:
+        backbone: a network with the layers `stage2`, `stage3`, `stage4`.
+
+    Returns:
+        A model of the same input and output that shares the backbone's layers; its layer `mask` gives the mask.
+
+    Raises:
+        UserError: a backbone without these stages.
+    """
+    names = [layer.name for layer in backbone.layers]
+    stages = [name for name in names if name in ("stage2", "stage3", "stage4")]
+    if len(stages) != 3:
+        raise UserError(
+            f"A feature mask stands on the stages of table1 or ir. Received: {backbone.name}, which has not stage2 to "
+            "stage4."
+        )
+    maps = [backbone.get_layer(name).output for name in stages]
+    x = layers.Multiply(name="masked")([maps[-1], feature_mask(maps)])
+    for layer in backbone.layers[names.index(stages[-1]) + 1 :]:
+        x = layer(x)
+    return keras.Model(backbone.input, x, name=backbone.name)
+
+
+def recognition(backbone: keras.Model, tasks: Sequence[Task], name: str = "recognition") -> keras.Model:
+    """Put on a backbone what it is trained by.
+
+    Args:
+        backbone: what `load_backbone` or `with_feature_mask` gives.
+        tasks: `tfface.tasks.identity` (cosines to a centre for each person), `embedding` (a teacher's, learnt by the
+            embedding itself) and `occlusion_pattern` (needs a feature mask), in any choice.
+        name: name of the model.
+
+    Returns:
+        A functional `keras.Model`: a dict of `embedding` and an output for each other task.
+
+    Raises:
+        UserError: a pattern without a feature mask.
+    """
+    outputs = {EMBEDDING: backbone.output}
+    for task in tasks:
+        if task.label == "identity":
+            outputs[task.name] = CosineSimilarity(len(task.targets), name=task.name)(backbone.output)
+        elif task.label == "pattern":
+            if "mask" not in {layer.name for layer in backbone.layers}:
+                raise UserError("Occlusion patterns are read from a feature mask: set masked=True.")
+            logits = pattern_logits(backbone.get_layer("mask").output, task.width)
+            outputs[task.name] = layers.Activation("softmax", dtype="float32", name=task.name)(logits)
+        elif task.name != EMBEDDING:
+            outputs[task.name] = task_head(backbone.output, task)
+    return keras.Model(backbone.input, outputs, name=name)

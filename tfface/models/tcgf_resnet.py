@@ -1,0 +1,52 @@
+"""TCGF-ResNet (paper 1): ResNet50 with CBAM in its identity blocks and GELU, for grey faces."""
+
+from collections.abc import Sequence
+
+from keras import Model
+
+from tfface.layers import GreyImage, cbam
+from tfface.models.resnet import resnet
+from tfface.tasks import Task
+
+
+def tcgf_resnet(
+    tasks: Sequence[Task],
+    input_shape: tuple[int, int, int] = (224, 224, 3),
+    activation: str = "gelu",
+    attention: bool = True,
+    depth: int = 50,
+    name: str = "tcgf_resnet",
+) -> Model:
+    """Build paper 1's network.
+
+    Figure 1 and section 3.1: CBAM in each of the 12 identity blocks, GELU wherever ResNet50 has ReLU, batch norm before
+    the activation, global maximum and global average pooling before the classifier. The paper does not say how the
+    two pooled vectors meet; here they stand side by side. Convolutions have biases, as in keras.applications: 23.6
+    million parameters of ResNet50 with four classes, 1.8 million of the attention, 8,192 of the second pooled vector.
+
+    Args:
+        tasks: what the heads learn.
+        input_shape: `(height, width, 3)`, sides of at least 32 pixels.
+        activation: name of a Keras activation; "relu" for table 1.
+        attention: False leaves CBAM out, for figure 7.
+        depth: 18, 34, 50, 101 or 152; 50 in the paper.
+        name: name of the model.
+
+    Returns:
+        A functional `keras.Model`, `(batch, height, width, 3)` RGB in [0, 255] -> a dict: task -> `(batch, width)`
+        float32.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+    return resnet(
+        tasks,
+        depth,
+        input_shape,
+        activation=activation,
+        attention=cbam if attention else None,
+        use_bias=True,
+        pooling=("avg", "max"),
+        preprocessing=GreyImage(name="grey"),
+        name=name,
+    )

@@ -1,0 +1,154 @@
+"""The network that comes with tfface: age, gender, race and an embedding in one pass, small and fast.
+
+    tfface prune facenet --ratio 0.5 --out runs/facenet-50
+    tfface build fairface/padding025 --manual-dir FOLDER --align five-point     # and utkface, celeba_identities
+    tfface reproduce compact --set network=runs/facenet-50/pruned.keras
+
+FaceNet, pruned, learns the embeddings of the whole FaceNet on FairFace and UTKFace together with the labels that each
+of them has; part of the faces are covered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import keras
+
+from tfface import labels, tasks
+from tfface.data.pipeline import View
+from tfface.errors import UserError
+from tfface.models.compact import compact
+from tfface.models.recognition import load_backbone
+from tfface.recipes.recipe import Recipe
+
+REGROUPED = {
+    "race_utkface": ("race", labels.FAIRFACE_TO_UTKFACE),
+    "age_group": ("age", tuple(labels.age_bin(tasks.AGES, labels.FAIRFACE_AGE_STARTS).tolist())),
+}
+"""Further outputs: the output that each sums, and the group of each of its classes."""
+
+
+@dataclass(frozen=True)
+class Compact(Recipe):
+    """Attributes and an embedding from one small network.
+
+    Attributes:
+        network: backbone, as in `tfface.models.recognition.load_backbone`: a pruned FaceNet.
+        blocks: blocks of each stage, for table1 and ir.
+        depths: layers of it whose pooled outputs are the features of the heads.
+        bottleneck_width: units of the layer that the heads share.
+        dropout_rate: dropout around it.
+        embedding_weight, gender_weight, race_weight, age_weight: weights of the losses; those of the five races and of
+            the age groups are as that of race and of age.
+        known: which labels are there: "all" (FairFace and UTKFace joined), "fairface", "utkface"; found from the data.
+    """
+
+    name: ClassVar[str] = "compact"
+    title: ClassVar[str] = "The compact network: age, gender, race and an embedding in one pass"
+
+    data: str = "fairface/padding025-five-point+utkface/five-point"
+    image_size: tuple[int, int] = (112, 96)
+    views: tuple[View, ...] = tuple(View(zoom, mirror) for zoom in (1.0, 0.94) for mirror in (False, True))
+    occluded: float = 0.3
+    teacher: str = "facenet"
+    teacher_data: str = "fairface/padding025+utkface"
+    epochs: int = 20
+    batch_size: int = 128
+    learning_rate: float = 1e-3
+
+    pairs: tuple[str, ...] = ("lfw", "occ_lfw", "mask_lfw")
+    network: str = "facenet"
+    blocks: tuple[int, ...] = (3, 4, 14, 3)
+    depths: tuple[str, ...] = ("Mixed_7a", "Block8_6_ScaleSum")
+    bottleneck_width: int = 256
+    dropout_rate: float = 0.2
+    embedding_weight: float = 10.0
+    gender_weight: float = 1.0
+    race_weight: float = 0.5
+    age_weight: float = 0.5
+    known: str = "all"
+
+    variants: ClassVar[Mapping[str, Mapping]] = {
+        # FairFace alone, CC BY 4.0, without a teacher: fresh weights, no embedding worth comparing.
+        "fairface": {
+            "data": "fairface/padding025-five-point",
+            "network": "table1",
+            "depths": ("stage3", "stage4"),
+            "teacher": "",
+            "pairs": (),
+            "known": "fairface",
+        },
+    }
+
+    licences: ClassVar[Mapping[str, str]] = {
+        "FairFace": "CC BY 4.0",
+        "UTKFace": "non-commercial research only; the copyright of the photos stays with their owners",
+        "FaceNet weights": "MIT (code and conversion); trained on MS-Celeb-1M by all signs: for research use",
+        "synthetic_faces": "made by tfface from statistics of FairFace (CC BY 4.0); no real person",
+    }
+
+    def tasks(self):
+        """The embedding, and every attribute that the data set has labels of."""
+        race = tasks.classification("race", labels.FAIRFACE_RACES, self.race_weight)
+        five = tasks.classification("race_utkface", labels.UTKFACE_RACES, self.race_weight)
+        groups = tasks.classification("age_group", labels.FAIRFACE_AGES, self.age_weight, ordered=True)
+        embedding = (tasks.embedding(128, self.embedding_weight),) if self.teacher else ()
+        gender, age = (
+            tasks.classification("gender", labels.GENDERS, self.gender_weight),
+            tasks.age_distribution(self.age_weight),
+        )
+        if self.known == "all":
+            return (*embedding, gender, race, five, age, groups)
+        if self.known == "fairface":
+            return (*embedding, gender, race, groups)
+        if self.known == "utkface":
+            five = tasks.classification("race_utkface", labels.UTKFACE_RACES, self.race_weight, label="race")
+            return (*embedding, gender, five, age)
+        raise UserError(f"known must be all, fairface or utkface. Received: {self.known}.")
+
+    def adapted(self, classes):
+        """With the outputs that these labels teach."""
+        if "race_utkface" in classes:
+            known = "all"
+        elif len(classes.get("race", ())) == len(labels.FAIRFACE_RACES):
+            known = "fairface"
+        else:
+            known = "utkface"
+        return Recipe.adapted(self.changed(known=known), classes)
+
+    def model(self):
+        """The backbone with all its heads, whatever the data set teaches of them."""
+        try:
+            backbone = load_backbone(self.network, (*self.image_size, 3), 128, self.blocks)
+            every = {task.name: task for task in self.changed(known="all").tasks()}
+            heads = [every[name] for name in ("gender", "race", "age")]
+            regrouped = {name: (every[source], groups) for name, (source, groups) in REGROUPED.items()}
+            return compact(backbone, heads, self.depths, regrouped, self.bottleneck_width, self.dropout_rate)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def optimizer(self, model, steps):
+        """Adam, a short warm-up, then along half a cosine to zero."""
+        warm = max(1, steps // 50)
+        rate = keras.optimizers.schedules.CosineDecay(
+            self.learning_rate / 10, steps - warm, warmup_target=self.learning_rate, warmup_steps=warm
+        )
+        return keras.optimizers.Adam(rate)
+
+    def tiny(self):
+        """One epoch on a small set of synthetic faces, without a teacher, from fresh weights."""
+        return self.changed(
+            data="synthetic_faces/small",
+            image_size=(48, 48),
+            views=(View(),),
+            network="table1",
+            blocks=(1, 1, 1, 1),
+            depths=("stage3", "stage4"),
+            teacher="",
+            pairs=(),
+            epochs=1,
+            batch_size=32,
+            known="utkface",
+        )
