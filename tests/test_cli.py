@@ -38,7 +38,7 @@ def test_every_example_parses(verb):
     [
         (
             ["build", "nothing"],
-            "Unknown data set. Expected one of: bupt_balancedface, fairface, image_folder, lfw_pairs, ",
+            "Unknown data set. Expected one of: bupt_balancedface, casia_webface, celeba_identities, fairface, ",
         ),
         (["build", "utkface", "--manual-dir", "/no/such/folder"], "--manual-dir must be a folder"),
         (["train", "nothing"], "Unknown recipe. Expected one of: arg, multitask, gender."),

@@ -83,7 +83,7 @@ def test_verify_by_the_command(people, network, tmp_path, monkeypatch, capsys):
 def test_embeddings_come_from_the_cache_and_mirrors_hold_the_plain_ones(people, network, monkeypatch):
     embedder = load_embedder(str(network))
     _, images, _ = read_pairs("people", people, embedder.crop)
-    keys, plain, _ = embed_images(embedder, images)
+    _, plain, _ = embed_images(embedder, images)
     assert plain.shape == (PEOPLE * SHOTS, 32)
     both = embed_images(embedder, images, mirror=True)[1]
     np.testing.assert_allclose(both[:, :32], plain, atol=1e-6)

@@ -57,7 +57,7 @@ def predict_with(
     builder = pipeline.open_dataset(data or recipe.data, data_dir)
     recipe = recipe.adapted(pipeline.class_names(builder))
     truth = pipeline.label_arrays(builder, split)
-    outputs = _outputs(recipe, model, builder, split, bfloat16, progress)
+    outputs = outputs_of(recipe, model, builder, split, bfloat16, progress)
     return to_predictions(recipe.tasks(), outputs, truth, pipeline.class_names(builder))
 
 
@@ -99,8 +99,10 @@ def to_predictions(
     return Predictions(truth["key"], known, probabilities, classes, years, spread, tuple(ordered))
 
 
-def _outputs(recipe: Recipe, model: keras.Model, builder, split, bfloat16, progress) -> dict[str, np.ndarray]:
-    """The mean of the outputs over the test views."""
+def outputs_of(
+    recipe: Recipe, model: keras.Model, builder, split: str, bfloat16: bool = False, progress: bool = True
+) -> dict[str, np.ndarray]:
+    """Every output of a model on a split, the mean over the recipe's test views: name -> `(n, width)`."""
     if recipe.train_from:
         lower, upper = split_at(model, recipe.train_from)
         features = cached_features(

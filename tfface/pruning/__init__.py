@@ -5,6 +5,7 @@ from tfface.pruning.channels import Call, Channels, register_rule
 from tfface.pruning.graph import ChannelGroup, Member, channel_groups, find_layers, fixed_layers
 from tfface.pruning.importance import choose, importance
 from tfface.pruning.measure import latency, multiply_adds
+from tfface.pruning.recalibrate import recalibrate
 from tfface.pruning.rules import elementwise
 from tfface.pruning.sensitivity import plot_sensitivity, ratios_from_sensitivity, sensitivity
 from tfface.pruning.surgery import cut, prune, silence
@@ -26,6 +27,7 @@ __all__ = [
     "plot_sensitivity",
     "prune",
     "ratios_from_sensitivity",
+    "recalibrate",
     "register_rule",
     "sensitivity",
     "silence",

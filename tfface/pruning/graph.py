@@ -66,7 +66,7 @@ class ChannelGroup:
         return tuple(dict.fromkeys(member.layer for member in self.members if member.role == PRODUCER))
 
 
-def channel_groups(model, exact: bool = True, untouched: Sequence[str] = ()) -> list[ChannelGroup]:
+def channel_groups(model: keras.Model, exact: bool = True, untouched: Sequence[str] = ()) -> list[ChannelGroup]:
     """Find the groups of channels of a functional model that can be cut, in the order of the graph.
 
     Channels of the inputs and outputs of the model are in no group, nor are those that something fixes: see
@@ -95,7 +95,7 @@ def channel_groups(model, exact: bool = True, untouched: Sequence[str] = ()) -> 
     return trace.groups()
 
 
-def fixed_layers(model, exact: bool = True, untouched: Sequence[str] = ()) -> dict[str, str]:
+def fixed_layers(model: keras.Model, exact: bool = True, untouched: Sequence[str] = ()) -> dict[str, str]:
     """Say which layers keep channels that cannot be cut, and why: a dict of path and reason.
 
     Args and errors are those of `channel_groups`.
@@ -108,7 +108,7 @@ def fixed_layers(model, exact: bool = True, untouched: Sequence[str] = ()) -> di
     return reasons
 
 
-def find_layers(model, prefix: str = "") -> dict[str, keras.layers.Layer]:
+def find_layers(model: keras.Model, prefix: str = "") -> dict[str, keras.layers.Layer]:
     """All layers of a model and of the models inside it, by their paths ("name" or "inner_model/name")."""
     found = {}
     for layer in model.layers:

@@ -19,7 +19,7 @@ SCOPES = ("global", "block", "layer")
 
 
 def importance(
-    model, groups: Sequence[ChannelGroup], method: str = "l1", data=None, loss=None, seed: int = 0
+    model: keras.Model, groups: Sequence[ChannelGroup], method: str = "l1", data=None, loss=None, seed: int = 0
 ) -> dict[str, np.ndarray]:
     """Rate every unit of every group; the higher, the more it matters.
 

@@ -26,7 +26,7 @@ FREE = (layers.Embedding, layers.PReLU)
 """Layers with matrices that are looked up or multiplied value by value: less than a thousandth of the rest."""
 
 
-def multiply_adds(model, input_shape: Sequence | None = None) -> int:
+def multiply_adds(model: keras.Model, input_shape: Sequence | None = None) -> int:
     """Count the multiplications, each with its addition, of one input's way through a network.
 
     Convolutions and dense layers are counted, biases, norms, activations and poolings are not, as is the custom.

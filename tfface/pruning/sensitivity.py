@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 
+import keras
 import numpy as np
 
 from tfface.errors import UserError
@@ -11,7 +12,7 @@ from tfface.pruning.surgery import cut, silence
 
 
 def sensitivity(
-    model,
+    model: keras.Model,
     groups: Sequence[ChannelGroup],
     evaluate: Callable[[object], float],
     ratios: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9),

@@ -1,6 +1,6 @@
 """Cut channels out of a network: a smaller plain Keras model, the same graph with the same names."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
 
 import keras
@@ -12,7 +12,7 @@ from tfface.pruning.graph import ChannelGroup, Trace, calls, channel_groups, fin
 from tfface.pruning.importance import choose, importance
 
 
-def cut(model, keep: Mapping[str, Sequence[int]], groups: list[ChannelGroup] | None = None):
+def cut(model: keras.Model, keep: Mapping[str, Sequence[int]], groups: list[ChannelGroup] | None = None) -> keras.Model:
     """Build the smaller model that is left of a model when all but the kept units of its groups are cut out.
 
     Args:
@@ -44,19 +44,19 @@ def cut(model, keep: Mapping[str, Sequence[int]], groups: list[ChannelGroup] | N
 
 
 def prune(
-    model,
+    model: keras.Model,
     ratio: float | Mapping[str, float],
     method: str = "l1",
     scope: str = "layer",
-    data=None,
-    loss=None,
+    data: Iterable | None = None,
+    loss: object | None = None,
     multiple_of: int = 8,
     minimum: int = 1,
     exclude: Sequence[str] = (),
     untouched: Sequence[str] = (),
     exact: bool = True,
     seed: int = 0,
-):
+) -> keras.Model:
     """Find, rate, choose and cut in one call: `channel_groups`, `importance`, `choose` and `cut`.
 
         smaller = tfface.pruning.prune(model, 0.5)
@@ -78,7 +78,7 @@ def prune(
     return cut(model, choose(groups, scores, ratio, scope, multiple_of, minimum, exclude), groups)
 
 
-def silence(model, keep: Mapping[str, Sequence[int]], groups: list[ChannelGroup] | None = None):
+def silence(model: keras.Model, keep: Mapping[str, Sequence[int]], groups: list[ChannelGroup] | None = None) -> None:
     """Set everything that makes the cut units to 0, in place: the network that `cut` equals, at its full width.
 
     Filters, biases, scales, offsets, statistics and depthwise filters of the units that are not kept become 0; the

@@ -143,7 +143,7 @@ class Run:
         return [*model.variables, *model.optimizer.variables]
 
     def model(self) -> keras.Model:
-        """The whole trained network, from pixels to outputs: the recipe's, with the trained part read in.
+        """The whole trained network, from pixels to outputs: where a part was frozen, with the trained part read in.
 
         Raises:
             UserError: training has not kept a model yet, or the file is damaged.
@@ -151,6 +151,8 @@ class Run:
         recipe = self.recipe()
         if not self.trained_file.exists():
             raise UserError(f"{self.folder} holds no trained model yet. Train it: `tfface train {recipe.name}`.")
+        if not recipe.train_from:  # the file is the whole network: nothing else is needed, no pretrained file either
+            return load_trained(self.trained_file)
         model = recipe.model()
         read_trained(model, self.trained_file)
         return model
@@ -162,7 +164,7 @@ def read_trained(model: keras.Model, file: str | Path) -> None:
     Raises:
         UserError: the file is damaged, or a layer is absent or has other shapes.
     """
-    part = _load(file)
+    part = load_trained(file)
     names = {layer.name for layer in model.layers}
     for layer in part.layers:
         if not layer.weights:
@@ -190,7 +192,7 @@ def carry_weights(model: keras.Model, file: str | Path) -> tuple[list[str], list
     Raises:
         UserError: the file is damaged or absent, or no layer agrees.
     """
-    source = {layer.name: layer for layer in _load(file).layers if layer.weights}
+    source = {layer.name: layer for layer in load_trained(file).layers if layer.weights}
     carried, fresh = [], []
     for layer in model.layers:
         if not layer.weights:
@@ -208,7 +210,12 @@ def carry_weights(model: keras.Model, file: str | Path) -> tuple[list[str], list
     return carried, fresh
 
 
-def _load(file: str | Path) -> keras.Model:
+def load_trained(file: str | Path) -> keras.Model:
+    """Load a `.keras` file, without an optimizer.
+
+    Raises:
+        UserError: it is absent or damaged.
+    """
     try:
         return keras.saving.load_model(file, compile=False)
     except Exception as error:  # keras raises many kinds for a damaged file

@@ -1,0 +1,37 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from tfface.evaluation.calibrate import calibrate, fit_temperature
+
+
+def softmax(logits):
+    exponentials = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_a_known_temperature_is_found(temperature):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (20_000, 4))
+    truth = np.array([rng.choice(4, p=row) for row in softmax(logits)])
+    assert fit_temperature(softmax(logits * temperature), truth) == pytest.approx(temperature, rel=0.05)
+
+
+def test_a_run_is_calibrated_and_no_label_changes(tiny_run, data_dir, tmp_path):
+    from tfface.training.run import Run
+
+    run = Run(shutil.copytree(tiny_run.folder, tmp_path / "run"))
+    inputs = np.random.default_rng(0).uniform(0, 255, (8, *run.recipe().image_size, 3)).astype("float32")
+    before = run.model().predict(inputs, verbose=0)
+    temperatures = calibrate(run.folder, data_dir)
+    assert set(temperatures) == {"gender", "race", "age"}
+    after = run.model().predict(inputs, verbose=0)
+    for name, temperature in temperatures.items():
+        np.testing.assert_array_equal(before[name].argmax(1), after[name].argmax(1))
+        np.testing.assert_allclose(after[name], softmax(np.log(before[name]) / temperature), atol=1e-4)
+    assert json.loads((run.folder / "calibration.json").read_text()) == pytest.approx(temperatures)
+    # a second time there is little left to do
+    assert all(abs(value - 1) < 0.02 for value in calibrate(run.folder, data_dir).values())
