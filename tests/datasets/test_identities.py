@@ -128,9 +128,9 @@ def test_pairs_are_not_aligned(celeba, tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("000001.jpg", "line 35: expected 'FILE IDENTITY', received '000001.jpg'"),
-        ("", "line 35: expected 'FILE IDENTITY', received ''"),
-        ("000001.jpg 7", r"line 35: 000001\.jpg is 7 here and 2880 further up"),
+        ("000001.jpg", "line 36: expected 'FILE IDENTITY', received '000001.jpg'"),
+        ("", "line 36: expected 'FILE IDENTITY', received ''"),
+        ("000001.jpg 7", r"line 36: 000001\.jpg is 7 here and 2880 further up"),
     ],
 )
 def test_a_spoilt_list_is_one_clear_line(celeba, tmp_path, line, message):

@@ -86,8 +86,8 @@ def prepare(manual_dir, data_dir, config, align=None, decode=True, **options):
 def test_occlusion_depends_on_the_image_alone(samples, tmp_path, config):
     some = prepare(few(samples, tmp_path / "some", 4, 6), tmp_path / "a", config, decode=False)
     more = prepare(few(samples, tmp_path / "more", 0, 14), tmp_path / "b", config, decode=False)
-    assert len(some) == 12
-    assert len(more) == 28
+    assert len(some) > 8
+    assert set(some) < set(more)
     for name, example in some.items():
         assert example["image"] == more[name]["image"], name
         np.testing.assert_array_equal(example["box"], more[name]["box"])

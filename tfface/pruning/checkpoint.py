@@ -13,6 +13,7 @@ import keras
 import tfface.layers  # noqa: F401  (registers the layers that a file may hold)
 from tfface import files
 from tfface.errors import UserError
+from tfface.models.recognition import load_backbone
 from tfface.pruning.graph import channel_groups, fixed_layers
 from tfface.pruning.importance import choose, importance
 from tfface.pruning.measure import latency, multiply_adds
@@ -48,7 +49,7 @@ def prune_checkpoint(
     little while the whole network trains, and cut at its end.
 
     Args:
-        source: a `.keras` file of any functional model, or the folder of a run.
+        source: a `.keras` file of any functional model, the folder of a run, or "facenet".
         ratio: share of the channels that goes, in (0, 1).
         method: importance of a channel, as in `tfface.pruning.importance`; "taylor" for a run only.
         scope, multiple_of, exclude: how channels are chosen, as in `tfface.pruning.choose`.
@@ -59,7 +60,7 @@ def prune_checkpoint(
             where the run trains, on its own data set.
         data_dir: where data sets are prepared.
         input_shape: shape of the input without the batch axis, where the model leaves it open.
-        out: folder of the results; by default NAME-pruned beside a file, RUN/pruned in a run.
+        out: folder of the results; by default NAME-pruned beside a file, RUN/pruned in a run, runs/facenet-pruned.
 
     Returns:
         What stands in `pruned.json`: the choices, `groups` (name -> [channels before, after]) and `rows` (name, base,
@@ -81,8 +82,12 @@ def prune_checkpoint(
             f"Accuracy, training and taylor need a recipe's tasks and data, which a run has and the file {source} has "
             "not: prune it without --data, --finetune and taylor, or in Python with your own data (docs/pruning.md)."
         )
+    if str(source) == "facenet":
+        source, input_shape = Path("runs") / source, input_shape or (160, 160, 3)
+        base = load_backbone("facenet", (None, None, 3))
+    else:
+        base = run.model() if run else _load(source)
     out = Path(out) if out else source / "pruned" if run else source.with_name(f"{source.stem}-pruned")
-    base = run.model() if run else _load(source)
     groups = channel_groups(base, untouched=untouched)
     if not groups:
         held = [f"{name}: {reason}" for name, reason in fixed_layers(base, untouched=untouched).items()]

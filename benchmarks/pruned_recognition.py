@@ -1,0 +1,91 @@
+"""Paper 5's table 2 from real weights: FaceNet loses a share R of its channels, and is measured on pairs of faces.
+
+    tfface build lfw_pairs/pairs --manual-dir FOLDER
+    tfface build lfw_pairs/images --align five-point --no-face centre --manual-dir FOLDER  # and mask_lfw, occ_lfw
+    tfface build fairface/padding025 --align five-point --manual-dir FOLDER  # for batch-norm statistics, without labels
+    python benchmarks/pruned_recognition.py --csv benchmarks/pruned_recognition.csv
+
+Channels go by their L1 norm, the same share of every layer, rounded to 8. Nothing is trained: the statistics of the
+batch norms are gathered anew on `--faces` faces (`tfface.pruning.recalibrate`). Wall time is that of the network alone,
+all networks in turns in one run; the speed-up is against the whole network. Accuracy is LFW's protocol: ten folds, the
+threshold of each chosen on the others. Of the covered sets the second image of a pair is covered. Paper 5 trains its
+own network after each cut: its figures stand beside ours for the trend, not for the level.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+from tfface import pruning
+from tfface.data import pipeline
+from tfface.evaluation.embeddings import Embedder, embed_pairs
+from tfface.evaluation.verification import cosine_similarity, verify_folds
+from tfface.files import written_aside
+from tfface.models import inception_resnet_v1
+from tfface.recipes.occluded import RATIOS, TABLE2
+from tfface.training.features import bfloat16_convolutions
+
+SIZE = (160, 136)
+"""Of the crops: those of paper 5, 112x96, as high as FaceNet knows faces."""
+BATCHES = (1, 32)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--ratio", type=float, nargs="+", default=RATIOS)
+    parser.add_argument("--pairs", nargs="+", default=("lfw", "occ_lfw", "mask_lfw"))
+    parser.add_argument("--faces", type=int, default=1024, help="to gather statistics on (default: 1024)")
+    parser.add_argument("--repeats", type=int, default=5, help="timed batches of each network (default: 5)")
+    parser.add_argument("--data-dir")
+    parser.add_argument("--bfloat16", action="store_true", help="embed in bfloat16 (timings stay float32)")
+    parser.add_argument("--csv", type=Path)
+    options = parser.parse_args()
+
+    base = inception_resnet_v1((*SIZE, 3), weights="facenet", normalize=True)
+    builder = pipeline.open_dataset("fairface/padding025-five-point", options.data_dir)
+    rows = pipeline.examples(builder, "train").take(options.faces)
+    faces = rows.map(lambda row: pipeline.decode(row["image"], SIZE)).batch(64)
+    networks = {}
+    for ratio in options.ratio:
+        networks[ratio] = base
+        if ratio:
+            networks[ratio] = pruning.prune(base, ratio)
+            with bfloat16_convolutions(options.bfloat16):
+                pruning.recalibrate(networks[ratio], faces)
+    seconds = {size: pruning.latency(tuple(networks.values()), size, options.repeats) for size in BATCHES}
+
+    table = []
+    for index, (ratio, network) in enumerate(networks.items()):
+        row = {
+            "R": ratio,
+            "parameters": network.count_params(),
+            "multiply-adds": pruning.multiply_adds(network),
+        }
+        for size in BATCHES:
+            row[f"ms at {size}"] = round(1000 * seconds[size][index], 1)
+            row[f"speed-up at {size}"] = round(seconds[size][0] / seconds[size][index], 2)
+        for data in options.pairs:
+            embedder = Embedder(f"facenet, R = {ratio}", network, SIZE, "five-point")
+            pairs, first, second, _ = embed_pairs(embedder, data, options.data_dir, bfloat16=options.bfloat16)
+            result = verify_folds(cosine_similarity(first, second), pairs["same"], pairs["fold"])
+            row[data], row[f"{data} deviation"] = round(result["accuracy"], 4), round(result["deviation"], 4)
+            published = TABLE2.get(data)
+            row[f"{data}, paper"] = published[RATIOS.index(ratio)] if published and ratio in RATIOS else ""
+        table.append(row)
+        print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+    if options.csv:
+        with written_aside(options.csv) as aside, open(aside, "w", newline="") as stream:
+            about = f"{options.faces} faces, {os.cpu_count()} CPU cores; see its docstring"
+            stream.write(f"# python benchmarks/pruned_recognition.py --csv {options.csv} ({about})\n")
+            writer = csv.DictWriter(stream, table[0])
+            writer.writeheader()
+            writer.writerows(table)
+
+
+if __name__ == "__main__":
+    main()
