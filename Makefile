@@ -1,10 +1,10 @@
-# make demo, make test, make lint, make bench: each makes .venv from the pinned requirements first.
+# make demo, test, lint, docs, notebooks, bench: each makes .venv from the pinned requirements first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 export TF_CPP_MIN_LOG_LEVEL ?= 3
 
-.PHONY: demo test lint format bench clean
+.PHONY: demo test lint format docs notebooks bench clean
 
 $(BIN)/tfface: requirements.txt setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' \
@@ -29,6 +29,13 @@ lint: $(BIN)/tfface
 format: $(BIN)/tfface
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: $(BIN)/tfface
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	@echo "build/docs/index.html is ready; its search works on a server: python -m http.server -d build/docs"
+
+notebooks: $(BIN)/tfface
+	@$(BIN)/python scripts/run_notebooks.py notebooks/*.ipynb
 
 bench: $(BIN)/tfface
 	@$(BIN)/python benchmarks/detect.py

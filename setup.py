@@ -1,10 +1,12 @@
 """tfface: train, verify, shrink and serve face-analysis models with Keras 3 and TensorFlow."""
 
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "tfface" / "__init__.py").read_text())[1]
 
 
 def pins():
@@ -18,14 +20,27 @@ README = HERE / "README.md"
 
 setup(
     name="tfface",
-    version="0.1.0",
+    version=VERSION,
     description=__doc__.split(": ", 1)[1].strip(),
     long_description=README.read_text() if README.exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.11",
+    license_files=["LICENSE", "NOTICE"],
+    author="The tfface contributors",
+    keywords=["face analysis", "age estimation", "face recognition", "keras", "tensorflow", "pruning", "fairness"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        *(f"Programming Language :: Python :: 3.{minor}" for minor in (11, 12, 13)),
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+    python_requires=">=3.11,<3.14",
     packages=find_packages(include=["tfface", "tfface.*"]),
-    package_data={"tfface": ["assets/**/*", "evaluation/*.html", "py.typed"]},
+    package_data={"tfface": ["assets/**/*", "**/*.html", "py.typed"]},
     install_requires=pins(),
     entry_points={"console_scripts": ["tfface = tfface.cli:main"]},
 )

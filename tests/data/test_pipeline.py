@@ -21,7 +21,7 @@ def prepared(tmp_path):
 
     def rows(seed):
         random = np.random.default_rng(seed)
-        return [{"image": random.integers(0, 256, (32, 32, 3), "uint8"), "gender": i % 2} for i in range(24)]
+        return [(i, {"image": random.integers(0, 256, (32, 32, 3), "uint8"), "gender": i % 2}) for i in range(24)]
 
     tfds.dataset_builders.store_as_tfds_dataset(
         name="tiny_faces",
@@ -64,6 +64,9 @@ def test_a_damaged_file_is_named(damage, prepared):
         path.write_bytes(damage(path.read_bytes()))
     builder = pipeline.open_dataset("tiny_faces", prepared)
     assert len(pipeline.label_arrays(builder, "train")["gender"]) == 24
+    if damage is None:
+        with pytest.raises(UserError, match="it is missing"):
+            pipeline.fingerprint(builder, "validation")
     words = {
         cut_in_a_record: r"it holds \d+ of its 24 records",
         cut_to_nothing: "it holds 0 of its 24 records",

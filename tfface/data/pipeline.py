@@ -152,6 +152,8 @@ def fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:
     info = builder.info.splits[split]
     parts = [builder.info.full_name, split, *map(str, info.shard_lengths)]
     for path in info.filepaths:
+        if not Path(path).exists():
+            check_shards(builder, split)
         parts += [Path(path).name, str(Path(path).stat().st_size)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 

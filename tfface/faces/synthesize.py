@@ -14,6 +14,7 @@ import functools
 import itertools
 import multiprocessing
 import os
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 
 import cv2
@@ -83,7 +84,7 @@ SPREAD = 0.8
 """Standard deviation of the coefficients of an identity, 1 being that of the faces of the fit."""
 
 
-def bounded_normal(rng, size, limit=1.8):
+def bounded_normal(rng: np.random.Generator, size: int | tuple[int, ...], limit: float = 1.8) -> np.ndarray:
     """Standard normal numbers, those beyond the limit drawn in to it."""
     return np.clip(rng.standard_normal(size), -limit, limit)
 
@@ -166,7 +167,16 @@ def _truth(image, identity, person, shot, background, landmarks, box):
     )
 
 
-def face(seed, *, identity=None, age=None, gender=None, group=None, yaw=None, size=160):
+def face(
+    seed: int,
+    *,
+    identity: int | None = None,
+    age: int | None = None,
+    gender: str | None = None,
+    group: str | None = None,
+    yaw: float | None = None,
+    size: int = 160,
+) -> SyntheticFace:
     """A face and its truth.
 
     Args:
@@ -200,13 +210,13 @@ def face(seed, *, identity=None, age=None, gender=None, group=None, yaw=None, si
     return _truth(portrait.finish(canvas, rng), identity, person, shot, background, landmarks, box)
 
 
-def faces(start, count, **fixed):
+def faces(start: int, count: int, **fixed) -> Iterator[SyntheticFace]:
     """`face(start)`, `face(start + 1)`, ...: `count` pictures of as many identities, one at a time."""
     for seed in range(start, start + count):
         yield face(seed, **fixed)
 
 
-def shots(identity, count, **fixed):
+def shots(identity: int, count: int, **fixed) -> Iterator[SyntheticFace]:
     """`count` pictures of one identity, one at a time."""
     for seed in range(count):
         yield face(seed, identity=identity, **fixed)
@@ -216,7 +226,7 @@ CHUNK = 16
 """Pictures that a process draws before it hands them over."""
 
 
-def pictures(pairs, processes=None):
+def pictures(pairs: Iterable[tuple[int, int]], processes: int | None = None) -> Iterator[SyntheticFace]:
     """Pictures of many identities, drawn by several processes, one after the other in the order asked for.
 
     Args:
@@ -251,7 +261,7 @@ def _picture(pair):
     return face(seed, identity=identity)
 
 
-def photo(seed, count=5, size=(960, 540)):
+def photo(seed: int, count: int = 5, size: tuple[int, int] = (960, 540)) -> tuple[np.ndarray, list[SyntheticFace]]:
     """A photo of several people.
 
     Args:

@@ -1,0 +1,37 @@
+"""Run notebooks from top to bottom and write their outputs into them: what `make notebooks` does.
+
+    python scripts/run_notebooks.py notebooks/paper3_gender.ipynb
+
+A cell that fails ends it with its traceback, and leaves the notebook as it was.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+from tfface.files import written_aside
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("notebooks", nargs="+", type=Path)
+    for path in parser.parse_args().notebooks:
+        started = time.monotonic()
+        notebook = nbformat.read(path, as_version=4)
+        client = NotebookClient(
+            notebook,
+            resources={"metadata": {"path": path.parent}},
+            record_timing=False,  # would change the file at each run
+            extra_arguments=["--IPKernelApp.capture_fd_output=False"],  # start-up words of C++ libraries stay outside
+        )
+        client.execute()
+        with written_aside(path) as aside:
+            nbformat.write(notebook, aside)
+        print(f"{path}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
