@@ -137,7 +137,9 @@ def scores(name, metrics):
         accuracy = values["accuracy"]
         row = f"| {task}, {len(values['per_class'])} classes, accuracy | {accuracy['value']:.3f}"
         rows.append(f"{row} | {interval(accuracy, 3)} |")
-        rows.append(f"| {task}, expected calibration error | {values['calibration']['expected_calibration_error']:.3f} | |")
+        rows.append(
+            f"| {task}, expected calibration error | {values['calibration']['expected_calibration_error']:.3f} | |"
+        )
     if "age" in metrics:
         mae = metrics["age"]["mae"]
         rows.append(f"| age, mean absolute error, years | {mae['value']:.2f} | {interval(mae, 2)} |")

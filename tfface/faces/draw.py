@@ -17,13 +17,16 @@ def _font(size: int):
     return ImageFont.load_default(size)
 
 
-def annotate(image: np.ndarray, boxes: np.ndarray, captions: Sequence[Sequence[str]]) -> np.ndarray:
+def annotate(
+    image: np.ndarray, boxes: np.ndarray, captions: Sequence[Sequence[str]], numbers: Sequence[int] | None = None
+) -> np.ndarray:
     """Draw each box with its caption under it (above it at the photo's lower border).
 
     Args:
         image: `(height, width, 3)` uint8 RGB; it is not changed.
         boxes: `(n, 4)` x0, y0, x1, y1, pixels.
         captions: for each box its lines of text; the first is drawn larger.
+        numbers: for each box what chooses its colour, such as the number of its track; its place in the order if None.
 
     Returns:
         A new `(height, width, 3)` uint8 picture.
@@ -36,7 +39,7 @@ def annotate(image: np.ndarray, boxes: np.ndarray, captions: Sequence[Sequence[s
     areas = [(box[2] - box[0]) * (box[3] - box[1]) for box in boxes]
     for index in np.argsort(areas):
         x0, y0, x1, y1 = (float(value) for value in boxes[index])
-        colour = COLOURS[index % len(COLOURS)]
+        colour = COLOURS[(index if numbers is None else numbers[index]) % len(COLOURS)]
         side = max(x1 - x0, y1 - y0)
         line = max(2, round(side / 60))
         pen.rounded_rectangle((x0, y0, x1, y1), radius=side / 14, outline=(*colour, 255), width=line)

@@ -1,0 +1,305 @@
+import base64
+import contextlib
+import http.client
+import io
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+from werkzeug.test import Client
+
+from tfface import cli
+from tfface.errors import UserError
+from tfface.faces import synthesize
+from tfface.online import app as module
+from tfface.online.app import App, make_app_server
+from tfface.online.live import load_live_detector
+
+LOCAL = {"base_url": "http://127.0.0.1:8000"}
+
+
+def png(image) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def jpeg(image) -> bytes:
+    return cv2.imencode(".jpg", image[:, :, ::-1])[1].tobytes()
+
+
+@pytest.fixture(scope="module")
+def app(shots):
+    return App(shots, load_live_detector("mtcnn")[0])
+
+
+@pytest.fixture
+def client(app):
+    app._sessions.clear()
+    return Client(app)
+
+
+def test_the_page_brings_all_it_needs(client):
+    answer = client.get("/", **LOCAL)
+    assert answer.status_code == 200
+    assert answer.mimetype == "text/html"
+    page = answer.text
+    assert not re.findall(r"(?:src|href)=\"(?:https?:)?//", page)  # nothing is fetched from elsewhere
+    policy = answer.headers["Content-Security-Policy"]
+    nonce = re.search(r"script-src 'nonce-([^']+)'", policy)[1]
+    assert page.count(f'nonce="{nonce}"') == 2
+    assert "NONCE" not in page
+    assert f"'nonce-{nonce}'" not in client.get("/", **LOCAL).headers["Content-Security-Policy"]
+    assert answer.headers["Cache-Control"] == "no-store"
+
+
+def test_a_photo_gives_its_faces_and_leaves_nothing(client, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    image, truths = synthesize.photo(4, 5)
+    found = client.post("/photo", data=png(image), **LOCAL).json
+    assert (found["height"], found["width"]) == image.shape[:2]
+    assert len(found["faces"]) == len(truths)
+    for face in found["faces"]:
+        assert 0 <= min(face["box"]) <= max(face["box"]) <= 1
+        assert sum(face["probabilities"]["race"].values()) == pytest.approx(1, abs=1e-2)
+        assert face["age_spread"] > 0
+    assert not list(tmp_path.iterdir())
+    large = np.repeat(np.repeat(image, 4, axis=0), 4, axis=1)
+    assert len(client.post("/photo", data=png(large), **LOCAL).json["faces"]) == len(truths)
+
+
+def test_photos_of_no_use_are_refused_in_words(client, monkeypatch):
+    blank = client.post("/photo", data=png(np.zeros((50, 60, 3), np.uint8)), **LOCAL)
+    assert blank.json == {"width": 60, "height": 50, "faces": []}
+    for data, word in ((b"no picture", "not a picture"), (b"", "empty")):
+        answer = client.post("/photo", data=data, **LOCAL)
+        assert answer.status_code == 400
+        assert word in answer.json["error"]
+    monkeypatch.setattr(module, "PHOTO_BYTES", 1000)
+    assert client.post("/photo", data=b"x" * 1001, **LOCAL).status_code == 413
+
+
+def test_a_webcam_is_tracked_from_frame_to_frame(client, shots, people):
+    for frame in people[:8]:
+        answer = client.post("/frame/0123-abcd", data=jpeg(frame), **LOCAL)
+        assert answer.status_code == 200
+        shots.flush()
+    found = answer.json
+    assert [face["number"] for face in found["faces"]] == [1, 2]
+    assert all(face["shots"] >= 1 and "gender" in face for face in found["faces"])
+    assert {"detect", "track", "frame"} <= set(found["latency_ms"])
+
+
+def test_webcams_are_kept_apart_bounded_and_forgotten(client, app, people, monkeypatch):
+    frame = jpeg(people[0])
+    for name in range(module.SESSIONS):
+        assert client.post(f"/frame/session-{name}", data=frame, **LOCAL).status_code == 200
+    assert client.post("/frame/one-too-many", data=frame, **LOCAL).status_code == 503
+    assert client.post("/end/session-0", **LOCAL).status_code == 204
+    assert client.post("/frame/one-too-many", data=frame, **LOCAL).status_code == 200
+    assert len(app._sessions) == module.SESSIONS
+    monkeypatch.setattr(module, "IDLE", 0.0)
+    time.sleep(0.01)
+    assert client.post("/frame/the-next", data=frame, **LOCAL).status_code == 200
+    assert list(app._sessions) == ["the-next"]
+
+
+def test_frames_of_no_use_are_refused(client, app, people):
+    assert client.post("/frame/session-a", data=b"no picture", **LOCAL).status_code == 400
+    assert client.post("/frame/session-a", data=b"", **LOCAL).status_code == 400
+    wide = np.zeros((10, 1700, 3), np.uint8)
+    assert client.post("/frame/session-a", data=jpeg(wide), **LOCAL).status_code == 400
+    assert client.post("/frame/session-a", data=b"x" * (module.FRAME_BYTES + 1), **LOCAL).status_code == 413
+    assert client.post("/frame/..", data=jpeg(people[0]), **LOCAL).status_code == 404
+    with app._sessions["session-a"].lock:  # a second frame while the first is worked on does not queue
+        assert client.post("/frame/session-a", data=jpeg(people[0]), **LOCAL).status_code == 503
+
+
+def test_other_sites_and_names_are_refused(client):
+    assert client.get("/", base_url="http://evil.example:8000").status_code == 403
+    assert client.get("/", base_url="http://localhost:8000").status_code == 200
+    theirs = client.post("/photo", data=b"x", headers={"Origin": "https://evil.example"}, **LOCAL)
+    assert theirs.status_code == 403
+    own = client.post("/photo", data=b"x", headers={"Origin": "http://127.0.0.1:8000"}, **LOCAL)
+    assert own.status_code == 400
+    assert client.get("/elsewhere", **LOCAL).status_code == 404
+
+
+@contextlib.contextmanager
+def served(app):
+    server = make_app_server(app, port=0)
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield server.port
+    server.shutdown()
+    thread.join(10)
+
+
+def test_the_server_keeps_one_connection_for_all_frames(app, people):
+    app._sessions.clear()
+    with served(app) as port:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        sockets = set()
+        for frame in people[:3]:
+            connection.request("POST", "/frame/connection", body=jpeg(frame))
+            answer = connection.getresponse()
+            assert answer.status == 200
+            json.loads(answer.read())
+            sockets.add(id(connection.sock))
+        assert len(sockets) == 1
+        connection.close()
+        with pytest.raises(UserError, match="cannot be served"):
+            make_app_server(app, port=port)
+
+
+def test_a_taken_port_is_one_line(tiny_run, app, capsys):
+    with served(app) as port:
+        assert cli.main(["app", "--port", str(port), "--model", str(tiny_run.folder)]) == 2
+    assert f"127.0.0.1:{port} cannot be served" in capsys.readouterr().err
+
+
+ON_PIPES = """
+import fcntl, os, sys
+pipes = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
+os.dup2(pipes[0], 3), os.dup2(pipes[1], 4)
+os.execvp(sys.argv[3], sys.argv[3:])
+"""
+"""Chromium reads the protocol from its file descriptor 3 and answers on 4."""
+
+
+class Chromium:
+    """A headless browser, told what to do over pipes by the DevTools protocol."""
+
+    def __init__(self, folder, *flags):
+        to_browser, self._out = os.pipe()
+        self._in, from_browser = os.pipe()
+        words = [
+            shutil.which("chromium") or shutil.which("chromium-browser"),
+            *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+            *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+            *("--remote-debugging-pipe", f"--user-data-dir={folder}", "--window-size=1100,900", *flags),
+        ]
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", ON_PIPES, str(to_browser), str(from_browser), *words],
+            pass_fds=(to_browser, from_browser),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(to_browser)
+        os.close(from_browser)
+        self._numbers, self._rest, self._session = itertools.count(1), b"", None
+        target = self("Target.createTarget", url="about:blank")["targetId"]
+        self._session = self("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
+
+    def __call__(self, method, **parameters):
+        number = next(self._numbers)
+        message = {"id": number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        while True:
+            while b"\0" not in self._rest:
+                part = os.read(self._in, 1 << 16)
+                assert part, "the browser has gone"
+                self._rest += part
+            answer, _, self._rest = self._rest.partition(b"\0")
+            answer = json.loads(answer)
+            if answer.get("id") == number:
+                assert "error" not in answer, answer
+                return answer["result"]
+
+    def value(self, script):
+        result = self("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True)
+        assert "exceptionDetails" not in result, result
+        return result["result"].get("value")
+
+    def until(self, script, seconds=60):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if value := self.value(script):
+                return value
+            time.sleep(0.2)
+        raise AssertionError(f"still not: {script}; the page says {self.value('document.body.innerText')}")
+
+    def screenshot(self, path):
+        path.write_bytes(base64.b64decode(self("Page.captureScreenshot")["data"]))
+
+    def close(self):
+        self._process.terminate()
+        self._process.wait(10)
+        os.close(self._in)
+        os.close(self._out)
+
+
+@pytest.fixture
+def browser(people, tmp_path):
+    """Chromium whose webcam shows the clip of two people, over and over."""
+    if not (shutil.which("chromium") or shutil.which("chromium-browser")):
+        pytest.skip("chromium is not installed")
+    film = tmp_path / "webcam.mjpeg"
+    film.write_bytes(b"".join(jpeg(frame) for frame in [*people, *people[::-1]]))
+    browser = Chromium(
+        tmp_path / "profile",
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-video-capture={film}",
+    )
+    yield browser
+    browser.close()
+
+
+CHANGED = """(() => {  // pixels of the overlay in the colours of faces 1 and 2
+  const canvas = document.getElementById(NAME), data = canvas.getContext("2d").getImageData(0, 0, canvas.width,
+    canvas.height).data, own = [[0, 114, 178], [213, 94, 0]], seen = [0, 0];
+  for (let at = 0; at < data.length; at += 4) own.forEach((colour, which) => {
+    if (colour.every((value, channel) => Math.abs(value - data[at + channel]) < 12)) seen[which]++; });
+  return seen;
+})()"""
+
+
+def test_the_page_in_a_browser(app, browser, people, tmp_path):
+    """Live: the overlay shows the two faces of the webcam. Photo: a file that is chosen, its boxes and bars."""
+    app._sessions.clear()
+    with served(app) as port:
+        browser("Page.navigate", url=f"http://127.0.0.1:{port}/")
+        browser.until("document.readyState === 'complete' && !!document.getElementById('tab-live')")
+        browser.value("document.getElementById('tab-live').click()")
+        browser.value("document.getElementById('start').click()")
+        cards = "[...document.querySelectorAll('#live-faces .face')]"
+        browser.until(f"{cards}.length === 2 && {cards}.every(card => card.querySelector('progress'))")
+        assert browser.value(f"{cards}.map(card => card.querySelector('h2').innerText.split(':')[0])") == ["1", "2"]
+        assert min(browser.value(CHANGED.replace("NAME", "'live-canvas'"))) > 200
+        assert "2 faces" in browser.value("document.getElementById('live-said').innerText")
+        browser.screenshot(tmp_path / "live.png")
+        browser.value("document.getElementById('start').click()")
+        browser.until("document.querySelectorAll('#live-faces .face').length === 0")
+        end = time.monotonic() + 10
+        while app._sessions and time.monotonic() < end:
+            time.sleep(0.05)
+        assert not app._sessions  # the page told that it is done
+
+        browser.value("document.getElementById('tab-photo').click()")
+        photo = tmp_path / "people.png"
+        photo.write_bytes(png(people[0]))
+        root = browser("DOM.getDocument")["root"]["nodeId"]
+        field = browser("DOM.querySelector", nodeId=root, selector="#file")["nodeId"]
+        browser("DOM.setFileInputFiles", nodeId=field, files=[str(photo)])
+        browser.until("document.querySelectorAll('#photo-faces .face').length === 2")
+        assert min(browser.value(CHANGED.replace("NAME", "'photo-canvas'"))) > 200
+        titles = browser.value("[...document.querySelectorAll('#photo-faces h2')].map(title => title.innerText)")
+        assert all(re.fullmatch(r"\d: (Male|Female) \d+ ± \d+", title) for title in titles)
+        browser.screenshot(tmp_path / "photo.png")
+    kept = os.environ.get("TFFACE_SCREENSHOTS")
+    if kept:
+        for name in ("live.png", "photo.png"):
+            shutil.copy(tmp_path / name, kept)

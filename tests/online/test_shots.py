@@ -1,0 +1,167 @@
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from tfface.errors import UserError
+from tfface.faces.detect import load_detector
+from tfface.faces.quality import Quality
+from tfface.online import shots as module
+from tfface.online.shots import Shot, ShotPredictor, TrackShots, average
+
+
+def shot(quality, female, time=0.0):
+    return Shot({"gender": np.array([1 - female, female], "float32")}, Quality(quality, 1, 1), time)
+
+
+def test_the_average_is_weighted_by_quality():
+    mean = average([shot(0.6, 1.0), shot(0.2, 0.0)])["gender"]
+    np.testing.assert_allclose(mean, [0.25, 0.75], atol=1e-6)
+    assert mean.sum() == pytest.approx(1)
+
+
+def test_a_track_keeps_its_best_shots():
+    track = TrackShots(most=3)
+    assert track.outputs is None
+    for now, quality in enumerate((0.2, 0.5, 0.3, 0.4)):
+        assert track.wants(now)
+        track.asked()
+        assert not track.wants(now)  # one at a time
+        track.done(now, shot(quality, quality))
+    assert [shot.quality.score for shot in track.shots] == [0.5, 0.4, 0.3]
+    assert track.accepts(0.34)
+    assert not track.accepts(0.32)  # hardly better than the worst that it has
+    assert not TrackShots().accepts(0.01)  # too poor even for an empty track
+
+
+def test_shots_keep_their_distance():
+    track = TrackShots(most=2)
+    track.done(1.0, shot(0.5, 1))
+    assert not track.wants(1.0 + module.BETWEEN_SHOTS - 0.01)
+    assert track.wants(1.0 + module.BETWEEN_SHOTS + 0.01)
+    track.done(2.0, shot(0.5, 1))  # full
+    assert not track.wants(2.0 + module.BETWEEN_SHOTS + 0.01)
+    assert track.wants(2.0 + module.BETWEEN_BETTER + 0.01)
+    track.done(4.0, None)  # it was no good
+    assert track.wants(4.0 + module.BETWEEN_BETTER + 0.01)
+
+
+@pytest.mark.parametrize("landmarks", [True, False])
+def test_a_face_becomes_a_shot_equal_to_its_direct_prediction(shots, people, landmarks):
+    faces = load_detector("mtcnn", score_threshold=0.9, min_face_size=40)([people[0]])[0]
+    assert len(faces) == 2
+    for box, points in zip(faces.boxes, faces.landmarks, strict=True):
+        track = TrackShots()
+        assert shots.offer(track, people[0], box, points if landmarks else None, 0.0)
+        shots.flush()
+        assert len(track) == 1
+        direct = shots.predictor.predict_crops(shots.predictor.align(people[0], box, points)[None])
+        for task, expected in direct.items():
+            # With landmarks only the patch's copy differs; without, they are found anew in it.
+            np.testing.assert_allclose(track.outputs[task], expected[0], atol=1e-4 if landmarks else 0.1)
+        attributes = shots.attributes(track, box, 0.9)
+        assert attributes.label("gender") in ("Male", "Female")
+
+
+def test_a_large_face_waits_in_a_small_patch(people):
+    large = np.repeat(np.repeat(people[0], 4, axis=0), 4, axis=1)
+    box = np.array([240.0, 320, 1040, 1120])
+    points = np.array([[400.0, 500], [800, 500], [600, 700], [450, 900], [750, 900]])
+    patch, inner, moved = module._patch(large, box, points)
+    assert patch.shape == (640, 640, 3)
+    np.testing.assert_allclose(inner, [160, 160, 480, 480], atol=1)
+    np.testing.assert_allclose(moved, (points - [-160, -80]) * 0.4, atol=1)
+
+
+def test_what_is_no_face_is_not_predicted(shots, people):
+    before = shots.counts.copy()
+    track = TrackShots()
+    shots.offer(track, people[0], np.array([270.0, 290, 350, 350]), None, 0.0)
+    shots.flush()
+    assert len(track) == 0
+    assert (shots.counts - before) == {"no landmarks": 1}
+    assert track.wants(1.0)
+
+
+class Slow:
+    """A predictor that takes its time, to fill the queue."""
+
+    class recipe:
+        image_size = (32, 32)
+
+    def __init__(self):
+        self.sizes, self.go = [], threading.Event()
+
+    def align(self, patch, box, landmarks):
+        return np.zeros((32, 32, 3), np.uint8)
+
+    def predict_crops(self, crops):
+        self.sizes.append(len(crops))
+        if len(self.sizes) > 3:  # after warming up
+            self.go.wait(10)
+        return {"gender": np.full((len(crops), 2), 0.5, "float32")}
+
+
+def test_a_full_queue_turns_shots_away_and_what_waits_goes_in_one_batch(people):
+    predictor = Slow()
+    faces = load_detector("mtcnn", score_threshold=0.9)([people[0]])[0]
+    with ShotPredictor(predictor, waiting=4) as shots:
+        tracks = [TrackShots() for _ in range(8)]
+        taken = []
+        for track in tracks:
+            taken.append(shots.offer(track, people[0], faces.boxes[0], faces.landmarks[0], 0.0))
+            time.sleep(0.1 if len(taken) == 1 else 0)  # the first is under way, the rest wait
+        assert taken == [True] * 5 + [False] * 3
+        assert shots.counts["turned away"] == 3
+        predictor.go.set()
+        shots.flush()
+        assert predictor.sizes[3:] == [1, 4]
+        assert [len(track) for track in tracks] == [1] * 5 + [0] * 3
+        assert tracks[-1].wants(1.0)
+
+
+def test_a_model_that_fails_is_not_silent(people):
+    class Broken(Slow):
+        def align(self, patch, box, landmarks):
+            raise RuntimeError("out of order")
+
+    faces = load_detector("mtcnn", score_threshold=0.9)([people[0]])[0]
+    with ShotPredictor(Broken()) as shots:
+        shots.offer(TrackShots(), people[0], faces.boxes[0], faces.landmarks[0], 0.0)
+        shots.flush()
+        assert "out of order" in str(shots.failure)
+
+
+def test_wrong_numbers():
+    with pytest.raises(UserError, match="at least 1"):
+        ShotPredictor("arg", workers=0)
+
+
+def test_eight_threads_give_bitwise_what_one_gives(shots, people):
+    """Model, MTCNN and YOLO are shared by all threads of a stream and all webcams of the page."""
+    predictor = shots.predictor
+    detectors = [load_detector("mtcnn", min_face_size=40), load_detector("yolo")]
+    crops = np.stack([people[number][100:260, 80:240] for number in range(0, 16, 2)])
+
+    def work():
+        outputs = predictor.predict_crops(crops)
+        found = [detector(people[:2]) for detector in detectors]
+        arrays = [outputs[task] for task in sorted(outputs)]
+        return arrays + [array for faces in found for one in faces for array in (one.boxes, one.scores)]
+
+    alone, together = work(), [None] * 8
+    barrier = threading.Barrier(8)
+
+    def at_once(place):
+        barrier.wait()
+        together[place] = work()
+
+    threads = [threading.Thread(target=at_once, args=(place,)) for place in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for result in together:
+        for expected, received in zip(alone, result, strict=True):
+            assert expected.tobytes() == received.tobytes()

@@ -1,0 +1,198 @@
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+
+from tfface import cli
+from tfface.errors import UserError
+from tfface.faces.detect import Faces
+from tfface.online import stream as module
+from tfface.online.capture import Source
+from tfface.online.live import LiveFaces, distinct, load_live_detector
+from tfface.online.record import recorder
+from tfface.online.stream import Stream, draw
+
+
+def frames_of(path):
+    capture, frames, times = cv2.VideoCapture(str(path)), [], []
+    while True:
+        read, image = capture.read()
+        if not read:
+            return frames, times
+        frames.append(image)
+        times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
+
+
+def test_every_frame_of_a_file_is_drawn_and_written(tiny_run, clip, people, tmp_path, capsys):
+    words = ["stream", "--source", str(clip), "--every-frame", "--detector", "mtcnn", "--model", str(tiny_run.folder)]
+    assert cli.main([*words, "--save", str(tmp_path / "out.mp4"), "--jsonl", str(tmp_path / "out.jsonl")]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [row["frame"] for row in rows] == list(range(len(people)))
+    # After the third frame both faces are there, under one number each, to the end.
+    assert {tuple(face["number"] for face in row["faces"]) for row in rows[3:]} == {(1, 2)}
+    last = rows[-1]["faces"]
+    assert last[0]["box"][0] < last[1]["box"][0]
+    for face in last:
+        assert face["shots"] >= 2
+        assert sum(face["probabilities"]["gender"].values()) == pytest.approx(1, abs=1e-3)
+        assert 0 <= face["age"] <= 116
+    frames, times = frames_of(tmp_path / "out.mp4")
+    assert len(frames) == len(people)
+    np.testing.assert_allclose(times, [row["time"] for row in rows], atol=0.002)
+    assert np.abs(frames[-1].astype(int)[:, :, ::-1] - people[-1])[60:300].mean() > 1  # something is drawn
+    said = capsys.readouterr().err
+    assert f"{len(people)} frames in" in said
+    assert "0 dropped, 2 tracks" in said
+
+
+def test_late_frames_are_dropped_counted_and_never_shown(shots, clip, people):
+    """A slow output sees the newest frames; nothing piles up."""
+    stream = Stream(Source(clip), LiveFaces(shots, *load_live_detector("mtcnn")))
+    ages, numbers = [], []
+    for frame, _ in stream.run():
+        ages.append(time.monotonic() - frame.captured)
+        numbers.append(frame.number)
+        time.sleep(0.4)
+    assert numbers == sorted(set(numbers))
+    assert len(numbers) + stream.dropped == len(people)
+    assert stream.dropped > 10
+    assert max(ages) < 1.5  # three frames at most wait: one in each queue's place
+    status = stream.status()
+    for stage in ("wait", "detect", "track", "total"):
+        assert f"{stage} " in status
+    assert "dropped" in status
+    assert "shots 0/16" in stream.queues()
+
+
+def test_a_stage_that_fails_is_raised_and_ends_the_stream(shots, clip):
+    def broken(_):
+        raise RuntimeError("no detector today")
+
+    stream = Stream(Source(clip), LiveFaces(shots, broken))
+    with pytest.raises(RuntimeError, match="no detector today"):
+        list(stream.run())
+
+
+SCRIPT = "import sys\nfrom tfface import cli\nsys.exit(cli.main(sys.argv[1:]))"
+
+
+def test_a_polite_end_stops_and_a_second_one_is_as_usual():
+    stopped = []
+    before = signal.getsignal(signal.SIGTERM)
+    with module._stopped_by_signals(lambda: stopped.append(True)):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopped == [True]
+        assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
+
+
+def test_ctrl_c_ends_cleanly_with_whole_files(tiny_run, clip, tmp_path):
+    words = ["stream", "--source", str(clip), "--loop", "--model", str(tiny_run.folder)]
+    words += ["--save", str(tmp_path / "out.mp4"), "--jsonl", str(tmp_path / "out.jsonl")]
+    process = subprocess.Popen([sys.executable, "-c", SCRIPT, *words], stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 120
+    aside = []
+    while time.monotonic() < until and process.poll() is None:
+        aside = [path for path in tmp_path.glob(".out.jsonl.*") if path.stat().st_size > 3000]
+        if aside:
+            break
+        time.sleep(0.1)
+    assert aside, "nothing was written aside"
+    assert not (tmp_path / "out.jsonl").exists()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert "written:" in said
+    assert "Traceback" not in said
+    assert sorted(os.listdir(tmp_path)) == ["out.jsonl", "out.mp4"]
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    frames, _ = frames_of(tmp_path / "out.mp4")
+    assert len(frames) == len(rows) > 5
+
+
+def test_a_recording_keeps_its_times_and_its_size(tmp_path):
+    times = [0.0, 0.1, 0.5, 0.52, 1.5]
+    with recorder(tmp_path / "x.mp4", 30) as video:
+        for time_ in times:
+            video.write(np.full((91, 121, 3), 200, np.uint8), time_)  # odd sides: H.264 wants even ones
+        video.write(np.full((300, 300, 3), 90, np.uint8), 2.0)  # a camera that comes back with another size
+    frames, read = frames_of(tmp_path / "x.mp4")
+    np.testing.assert_allclose(read, [*times, 2.0], atol=0.002)
+    assert {frame.shape for frame in frames} == {(90, 120, 3)}
+
+
+def test_what_was_recorded_is_kept_when_a_stage_fails(shots, clip, tmp_path, monkeypatch):
+    calls = []
+
+    def fails_later(self, image, time):
+        calls.append(time)
+        if len(calls) > 5:
+            raise RuntimeError("broken")
+        return []
+
+    monkeypatch.setattr(LiveFaces, "__call__", fails_later)
+    monkeypatch.setattr(module, "ShotPredictor", lambda *_, **__: contextlib.nullcontext(shots))
+    with pytest.raises(RuntimeError, match="broken"):
+        cli.main(["stream", "--source", str(clip), "--every-frame", "--jsonl", str(tmp_path / "out.jsonl")])
+    assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 5
+
+
+def test_bad_words_are_one_line(clip, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("DISPLAY", raising=False)
+    for words, said in (
+        (["--source", str(tmp_path / "no.mp4"), "--jsonl", "x.jsonl"], "No such source"),
+        (["--source", str(clip), "--save", str(tmp_path / "x.gif")], "saved as .mp4 or .mkv"),
+        (["--source", str(clip), "--jsonl", str(tmp_path / "x.jsonl"), "--model", "none"], "No model none"),
+        (["--source", str(clip), "--jsonl", str(tmp_path / "x.jsonl"), "--detector", "none"], "unknown detector"),
+        *([(["--source", str(clip), "--show"], "no screen")] if sys.platform.startswith("linux") else []),
+    ):
+        assert cli.main(["stream", *words]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert "Traceback" not in error
+    assert not list(tmp_path.iterdir())
+
+
+def test_drawing_leaves_the_frame_alone_and_shows_the_status(people):
+    before = people[0].copy()
+    plain, with_status = draw(people[0], []), draw(people[0], [], "29.9 frames/s  0 dropped")
+    np.testing.assert_array_equal(people[0], before)
+    np.testing.assert_array_equal(plain, before)
+    changed = (with_status != before).any(axis=2)
+    assert changed[:16].mean() > 0.9
+    assert not changed[17:].any()
+    long = draw(people[0], [], "a long status " * 12)  # it is made to fit
+    assert (long[:12, 560:630] > 120).any()
+
+
+def test_live_faces_want_time_to_go_on(shots, people):
+    live = LiveFaces(shots, *load_live_detector("mtcnn"))
+    live(people[0], 1.0)
+    with pytest.raises(UserError, match="order of their times"):
+        live(people[0], 0.5)
+
+
+def test_a_face_that_is_found_twice_counts_once():
+    boxes = np.array([[10, 10, 60, 70], [20, 0, 66, 60], [50, 10, 100, 70], [300, 10, 340, 60]], "float32")
+    faces = Faces(boxes, np.array([0.9, 0.8, 0.7, 0.6], "float32"), np.zeros((4, 5, 2), "float32"))
+    np.testing.assert_array_equal(distinct(faces).boxes, boxes[[0, 2, 3]])
+    assert len(distinct(faces.select([]))) == 0
+
+
+def test_tracks_that_are_gone_are_forgotten(shots, people):
+    live = LiveFaces(shots, *load_live_detector("mtcnn"))
+    blank = np.full_like(people[0], 128)
+    for number in range(6):
+        live(people[number], number / 15)
+    assert len(live._tracks) == 2
+    for number in range(8):
+        live(blank, 1 + number / 2)
+    shots.flush()
+    assert live._tracks == {}

@@ -1,0 +1,167 @@
+"""Detect, track, gather shots, average: one frame in, the faces that are tracked in it out, at once.
+
+with LiveFaces.load("arg", detector="yolo") as live, Source("0") as source:
+    for frame in source:
+        for face in live(frame.image, frame.time):
+            ...face.number, face.box, face.attributes
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tfface.faces.detect import Detector, Faces, load_detector
+from tfface.faces.track import UNSURE, CutDetector, Tracker
+from tfface.online.shots import ShotPredictor, TrackShots
+from tfface.serving.predictor import FaceAttributes
+
+THRESHOLDS = {"yolo": (0.3, 0.5), "mtcnn": (0.7, 0.9)}
+"""Detector -> least score of a face, and of one that begins a track: uncertain boxes begin none but carry one on."""
+
+MIN_FACE_SIZE = 40
+"""MTCNN's smallest face, pixels: smaller ones show the model nothing, and a quarter of the work is left."""
+
+
+@dataclass(frozen=True)
+class TrackedFace:
+    """A face in a frame.
+
+    Attributes:
+        number: of its track, from 1 on; the same from frame to frame.
+        box: x0, y0, x1, y1, pixels.
+        score: the detector's, in [0, 1].
+        shots: how many shots the attributes are the mean of.
+        attributes: what the model says of the shots together; None until the first one is predicted.
+    """
+
+    number: int
+    box: tuple[float, float, float, float]
+    score: float
+    shots: int = 0
+    attributes: FaceAttributes | None = None
+
+    def caption(self) -> list[str]:
+        """Short lines for a picture: the number, then what the attributes say."""
+        said = self.attributes.caption() if self.attributes else ["..."]
+        return [f"{self.number}: {said[0]}", *said[1:]] if said else [str(self.number)]
+
+    def to_json(self) -> dict:
+        """Plain values for JSON; what the model says is there once it has said something."""
+        box = {"box": [round(value, 1) for value in self.box], "score": round(self.score, 4)}
+        said = self.attributes.to_json() if self.attributes else {}
+        return {"number": self.number, "shots": self.shots, **box, **said}
+
+
+class LiveFaces:
+    """The faces of one video, frame after frame. Not for several threads at once; several may share a `ShotPredictor`.
+
+    A call never waits for the model: it returns what the shots predicted so far say.
+
+    Args:
+        shots: predicts shots; closed by whoever made it.
+        detector: finds the faces of each frame.
+        tracker: numbers them, its threshold fitting the detector's; one with defaults if None.
+        most_shots: shots of a track that are averaged at most.
+        wait: wait for room among the waiting shots instead of turning one away: for files, where no frame is late.
+    """
+
+    def __init__(
+        self,
+        shots: ShotPredictor,
+        detector: Detector,
+        tracker: Tracker | None = None,
+        most_shots: int = 8,
+        wait: bool = False,
+    ):
+        self.shots = shots
+        self.detector = detector
+        self.tracker = tracker or Tracker()
+        self.most_shots = most_shots
+        self.wait = wait
+        self._cut = CutDetector()
+        self._tracks: dict[int, TrackShots] = {}
+        self._seen: dict[int, float] = {}
+
+    @classmethod
+    def load(cls, model: str | Path = "arg", detector: str = "yolo", bfloat16: bool = False, **options) -> LiveFaces:
+        """Loads a model and a detector by their names.
+
+        Args:
+            model: a run's folder, or a shipped model.
+            detector: "yolo" (the fastest), "mtcnn", "dlib" or "yolo:FILE.onnx".
+            bfloat16: compute the model in bfloat16 where the processor can.
+            **options: `most_shots` and `wait`, as of the class.
+
+        Raises:
+            UserError: no such model or detector.
+        """
+        return cls(ShotPredictor(model, bfloat16=bfloat16), *load_live_detector(detector), **options)
+
+    def __enter__(self) -> LiveFaces:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.shots.close()
+
+    def __call__(self, image: np.ndarray, time: float) -> list[TrackedFace]:
+        """Takes in the next frame.
+
+        Args:
+            image: (height, width, 3), uint8, RGB.
+            time: when, in seconds from any beginning; greater than that of the frame before.
+
+        Returns:
+            The tracked faces that are seen in this frame, by number.
+
+        Raises:
+            UserError: no picture of that kind, or a time that goes back.
+        """
+        timing = self.shots.timing
+        with timing.measure("detect"):
+            found = distinct(self.detector([image])[0])
+        if self._cut(image):
+            self.tracker.reset()
+        with timing.measure("track"):
+            numbers = self.tracker.update(found, time)
+        faces = []
+        for index, number in enumerate(map(int, numbers)):
+            if number == UNSURE:
+                continue
+            track = self._tracks.setdefault(number, TrackShots(self.most_shots))
+            self._seen[number] = time
+            box, score = found.boxes[index], float(found.scores[index])
+            landmarks = None if found.landmarks is None else found.landmarks[index]
+            if score >= self.tracker.sure:  # an uncertain box is no good shot
+                self.shots.offer(track, image, box, landmarks, time, self.wait)
+            attributes = self.shots.attributes(track, box, score)
+            faces.append(TrackedFace(number, tuple(map(float, box)), score, len(track), attributes))
+        self._forget(time)
+        return sorted(faces, key=lambda face: face.number)
+
+    def _forget(self, now: float) -> None:
+        """Lets go of tracks that the tracker cannot bring back, so that memory does not grow with the people seen."""
+        for number in [number for number, seen in self._seen.items() if now - seen > self.tracker.remember + 1]:
+            del self._seen[number], self._tracks[number]
+
+
+def distinct(faces: Faces) -> Faces:
+    """Leaves out each face whose middle lies in the box of a surer one: the same face, seen twice, or one behind it."""
+    kept: list[int] = []
+    for index, (x0, y0, x1, y1) in enumerate(faces.boxes):
+        x, y = (x0 + x1) / 2, (y0 + y1) / 2
+        boxes = faces.boxes[kept]
+        if not ((boxes[:, :2] <= (x, y)) & ((x, y) <= boxes[:, 2:])).all(axis=1).any():
+            kept.append(index)
+    return faces.select(kept)
+
+
+def load_live_detector(name: str) -> tuple[Detector, Tracker]:
+    """A detector by its name (`tfface.faces.detect.load_detector`), and a tracker whose threshold suits it."""
+    options = {"min_face_size": MIN_FACE_SIZE} if name == "mtcnn" else {}
+    if name not in THRESHOLDS:
+        return load_detector(name, **options), Tracker()
+    least, sure = THRESHOLDS[name]
+    return load_detector(name, score_threshold=least, **options), Tracker(sure=sure)
