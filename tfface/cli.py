@@ -84,6 +84,14 @@ def _folder(options, recipe):
 def _train(options):
     from tfface.training.fit import fit
 
+    if (options.jobs is None) != (options.job_index is None):
+        raise UserError("--jobs and --job-index belong together: name all processes, and which of them this one is")
+    if options.jobs:
+        from tfface.training.distribute import join
+
+        if options.devices != 1:
+            raise UserError("--devices is for one machine: with --jobs every machine trains on all that it has")
+        join(options.jobs, options.job_index)
     recipe = _recipe(options)
     run = fit(
         recipe,
@@ -91,8 +99,10 @@ def _train(options):
         options.data_dir,
         options.device,
         options.bfloat16,
+        devices=options.devices,
     )
-    print(f"trained: {run.folder}")
+    if not options.job_index:
+        print(f"trained: {run.folder}")
 
 
 def _evaluate(options):
@@ -106,6 +116,14 @@ def _evaluate(options):
         options.bfloat16,
         not options.without_near_copies,
     )
+
+
+def _calibrate(options):
+    from tfface.evaluation.calibrate import calibrate
+
+    for head, temperature in calibrate(options.run_folder, options.data_dir, options.bfloat16).items():
+        print(f"{head}: temperature {temperature:.3f}")
+    print(f"measure it again: tfface evaluate {options.run_folder}")
 
 
 def _report(options):
@@ -127,6 +145,7 @@ def _reproduce(options):
         options.data_dir,
         options.device,
         options.bfloat16,
+        options.devices,
     )
     for kind, path in made.items():
         print(f"{kind}: {path}")
@@ -136,6 +155,30 @@ def _predict(options):
     from tfface.serving.predict import predict_photos
 
     return predict_photos(options.photos, options.model, options.detector, options.out, options.to)
+
+
+def _stream(options):
+    from tfface.online.stream import stream
+
+    return stream(
+        options.source,
+        options.model,
+        options.detector,
+        options.show,
+        options.save,
+        options.jsonl,
+        options.every_frame,
+        options.loop,
+        options.seconds,
+        options.workers,
+        options.bfloat16,
+    )
+
+
+def _app(options):
+    from tfface.online.app import serve
+
+    return serve(options.host, options.port, options.model, options.detector, options.bfloat16)
 
 
 def _detect(options):
@@ -183,9 +226,42 @@ def _prune(options):
 
 
 def _export(options):
-    from tfface import commands
+    if options.bundle is None:
+        if not options.run_folder or options.name or options.rollback:
+            raise UserError("expected `tfface export RUN`; --name and --rollback belong to --bundle DIR")
+        from tfface import commands
 
-    print(f"SavedModel: {commands.export(options.run_folder, options.out)}")
+        written = commands.export(
+            options.run_folder,
+            options.out,
+            options.format,
+            options.bfloat16,
+            options.int8,
+            options.data,
+            options.data_dir,
+        )
+        print(f"exported: {written}")
+        return
+    from tfface.serving import bundle
+
+    if options.format != "saved_model" or options.bfloat16 or options.int8:
+        raise UserError("a bundle holds a plain SavedModel: --format, --bfloat16 and --int8 do not belong to --bundle")
+    if options.out or bool(options.run_folder) == options.rollback:
+        raise UserError("expected `tfface export RUN --bundle DIR`, or `tfface export --bundle DIR --rollback`")
+    if options.rollback:
+        print(f"serving again: {bundle.roll_back(options.bundle, options.name)}")
+    else:
+        from tfface.serving.predictor import find_model
+
+        print(f"published: {bundle.publish(find_model(options.run_folder), options.bundle, options.name)}")
+        print(f"serve it: {bundle.docker_command(options.bundle)}")
+
+
+def _client(options):
+    from tfface.serving import client
+
+    server = client.connect(options.url, options.name, options.version, options.label, options.timeout)
+    return client.predict_photos(server, options.photos, options.detector, options.crops, options.embeddings)
 
 
 def _weights(options):
@@ -201,7 +277,15 @@ def _weights(options):
 def _verify(options):
     from tfface import commands
 
-    commands.verify(options.model, options.data, options.data_dir, options.crop, options.mirror, options.bfloat16)
+    commands.verify(
+        options.model,
+        options.data,
+        options.data_dir,
+        options.crop,
+        options.mirror,
+        options.bfloat16,
+        options.threshold,
+    )
 
 
 def _lr_find(options):
@@ -325,8 +409,27 @@ def _build_options(parser):
     _data_options(parser)
 
 
+def _devices_option(parser):
+    parser.add_argument(
+        "--devices", type=int, default=1, metavar="N", help="devices of this machine that share each batch (default: 1)"
+    )
+
+
+def _train_options(parser):
+    _recipe_options(parser)
+    _devices_option(parser)
+    parser.add_argument(
+        "--jobs",
+        type=lambda text: text.split(","),
+        metavar="HOST:PORT,...",
+        help="all processes that train together, the first coordinates (docs/scaling.md; KERAS_BACKEND=jax)",
+    )
+    parser.add_argument("--job-index", type=int, metavar="K", help="which of --jobs this one is, from 0")
+
+
 def _reproduce_options(parser):
     _recipe_options(parser)
+    _devices_option(parser)
     parser.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="seeds to train (default: 0)")
 
 
@@ -337,6 +440,12 @@ def _evaluate_options(parser):
     parser.add_argument(
         "--without-near-copies", action="store_true", help="leave out images that another split holds in another form"
     )
+    _data_options(parser)
+    _compute_options(parser)
+
+
+def _calibrate_options(parser):
+    _run_option(parser)
     _data_options(parser)
     _compute_options(parser)
 
@@ -358,6 +467,32 @@ def _predict_options(parser):
         help="what to write (default: picture)",
     )
     parser.add_argument("--to", default="predictions", metavar="DIR", help="folder of the results")
+
+
+def _live_options(parser):
+    parser.add_argument("--model", default="arg", help="folder of a run, or a shipped model (default: arg)")
+    parser.add_argument("--detector", default="yolo", help="yolo, mtcnn, dlib or yolo:FILE.onnx (default: yolo)")
+    parser.add_argument("--bfloat16", action="store_true", help="compute the model in bfloat16 where the CPU can")
+
+
+def _stream_options(parser):
+    parser.add_argument("--source", required=True, help="a camera's number, a video file, or a URL (rtsp://...)")
+    parser.add_argument("--show", action="store_true", help="show the picture in a window (default without an output)")
+    parser.add_argument("--save", metavar="FILE", help="video with the faces drawn in (.mp4, .mkv)")
+    parser.add_argument("--jsonl", metavar="FILE", help="a line of JSON a frame; - for standard output")
+    parser.add_argument(
+        "--every-frame", action="store_true", help="of a file, drop no frame, however long it takes (default: be live)"
+    )
+    parser.add_argument("--loop", action="store_true", help="begin a file again at its end")
+    parser.add_argument("--seconds", type=float, metavar="N", help="end after so long (default: Ctrl-C)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="threads that predict (default: 1)")
+    _live_options(parser)
+
+
+def _app_options(parser):
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)")
+    parser.add_argument("--port", type=int, default=8000, metavar="N", help="its port (default: 8000)")
+    _live_options(parser)
 
 
 def _detect_options(parser):
@@ -402,7 +537,7 @@ def _align_options(parser):
 
 
 def _prune_options(parser):
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .keras file, or the folder of a run")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .keras file, the folder of a run, or facenet")
     parser.add_argument("--ratio", type=float, required=True, help="share of the channels that goes, in (0, 1)")
     parser.add_argument(
         "--importance", default="l1", help="l1, l2, batchnorm, taylor (runs only) or random (default: l1)"
@@ -433,8 +568,39 @@ def _prune_options(parser):
 
 
 def _export_options(parser):
-    _run_option(parser)
-    parser.add_argument("--out", metavar="DIR", help="folder of the SavedModel (default: RUN/saved_model)")
+    parser.add_argument("run_folder", nargs="?", metavar="RUN", help="folder of a run, such as runs/arg/seed-0")
+    parser.add_argument(
+        "--out", metavar="PATH", help="where to (default: RUN/saved_model, RUN/model.onnx or RUN/model.tflite)"
+    )
+    parser.add_argument(
+        "--format",
+        choices=("saved_model", "onnx", "litert"),
+        default="saved_model",
+        help="what to write (default: saved_model)",
+    )
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="of a SavedModel: compute in bfloat16, outputs within a hundredth"
+    )
+    parser.add_argument(
+        "--int8", action="store_true", help="of LiteRT: int8, calibrated and measured on faces of the data set"
+    )
+    parser.add_argument("--data", default="", help="prepared data set for --int8 (default: the run's own)")
+    _data_options(parser)
+    parser.add_argument("--bundle", metavar="DIR", help="publish it as the next version in TensorFlow Serving's folder")
+    parser.add_argument("--name", default="", help="what clients call the model (default: the recipe's name)")
+    parser.add_argument("--rollback", action="store_true", help="take the newest version out of --bundle again")
+
+
+def _client_options(parser):
+    parser.add_argument("url", metavar="URL", help="http://HOST:8501 for REST, HOST:8500 for gRPC")
+    parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, folders or globs")
+    parser.add_argument("--name", default="arg", help="the model (default: arg)")
+    parser.add_argument("--version", type=int, metavar="N", help="its version (default: the newest)")
+    parser.add_argument("--label", default="", help="its version by label: stable or previous")
+    parser.add_argument("--crops", action="store_true", help="the photos are aligned crops: send them as they are")
+    parser.add_argument("--embeddings", action="store_true", help="ask for embeddings too")
+    parser.add_argument("--detector", default="mtcnn", help="mtcnn, yolo, dlib or yolo:FILE.onnx (default: mtcnn)")
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds for an answer (default: 30)")
 
 
 def _weights_options(parser):
@@ -443,11 +609,21 @@ def _weights_options(parser):
 
 
 def _verify_options(parser):
-    parser.add_argument("model", help="an embedding model: facenet")
-    parser.add_argument("--data", default="lfw_pairs", help="prepared data set of pairs (default: lfw_pairs)")
+    parser.add_argument("model", metavar="MODEL", help="facenet, the folder of a run, or a .keras file")
     parser.add_argument(
-        "--crop", choices=("centre", "mtcnn"), default="mtcnn", help="centre: the middle 150 pixels; mtcnn: found box"
+        "--data",
+        default="lfw",
+        help="lfw, occ_lfw, mask_lfw, lower_half (second image covered), a set with the configs pairs and images, or "
+        "NAME/CONFIG with identities, of which pairs are drawn (default: lfw)",
     )
+    parser.add_argument(
+        "--crop",
+        choices=("detect", "centre", "margin", "five-point", "whole"),
+        default="",
+        help="detect: found by MTCNN, with a margin; centre: the middle 60 %%; margin, five-point: prepared so by "
+        "tfface build --align; whole: images as they are (default: what the network was made for)",
+    )
+    parser.add_argument("--threshold", type=float, metavar="COSINE", help="give the accuracy at this threshold too")
     parser.add_argument("--mirror", action="store_true", help="add the embedding of the mirror image")
     _data_options(parser)
     _compute_options(parser)
@@ -472,10 +648,16 @@ VERBS = {
     "train": (
         "train a recipe, or go on with it",
         _train,
-        _recipe_options,
+        _train_options,
         "tfface train arg --set schedule_scale=0.02",
     ),
     "evaluate": ("measure a trained run on a split", _evaluate, _evaluate_options, "tfface evaluate runs/arg/seed-0"),
+    "calibrate": (
+        "make the probabilities of a run say how often they are right",
+        _calibrate,
+        _calibrate_options,
+        "tfface calibrate runs/arg/seed-0",
+    ),
     "report": ("write the report of a run", _report, _report_options, "tfface report runs/arg"),
     "reproduce": (
         "train, evaluate, report and export a recipe",
@@ -514,8 +696,26 @@ VERBS = {
         _predict_options,
         "tfface predict holiday.jpg photos/ --out picture,json",
     ),
-    "verify": ("accuracy on pairs of faces (LFW)", _verify, _verify_options, "tfface verify facenet --data lfw_pairs"),
-    "export": ("write a run as a SavedModel", _export, _export_options, "tfface export runs/arg/seed-0"),
+    "stream": (
+        "faces in a video or from a camera, tracked, live",
+        _stream,
+        _stream_options,
+        "tfface stream --source 0 --save faces.mp4 --jsonl faces.jsonl",
+    ),
+    "app": ("a web page for photos and the webcam, on this machine", _app, _app_options, "tfface app --port 8000"),
+    "verify": ("accuracy on pairs of faces (LFW)", _verify, _verify_options, "tfface verify facenet --data lfw"),
+    "export": (
+        "write a run as a SavedModel, or publish it for TensorFlow Serving",
+        _export,
+        _export_options,
+        "tfface export runs/arg/seed-0 --bundle serving",
+    ),
+    "client": (
+        "ask TensorFlow Serving about the faces in photos",
+        _client,
+        _client_options,
+        "tfface client http://localhost:8501 holiday.jpg",
+    ),
     "weights": ("list or fetch pretrained files", _weights, _weights_options, "tfface weights fetch facenet"),
     "doctor": ("versions, devices, data sets, weights", _doctor, _data_options, "tfface doctor"),
     "demo": ("the main job on synthetic faces", _demo, _demo_options, "tfface demo"),

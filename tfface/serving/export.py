@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -12,26 +14,38 @@ from tfface import files, labels
 from tfface.data import pipeline
 from tfface.errors import UserError
 from tfface.recipes.recipe import Recipe
+from tfface.serving import optimize
 from tfface.tasks import Task, bins_of
 from tfface.training.run import Run
 
+EMBEDDING_LAYERS = ("embedding", "bottleneck_norm", "features", "avg_pool")
+"""What a network's embedding may be, the first of these layers that it has: an embedding that was trained as one; the
+normalised bottleneck that the heads share (ARG; signed, as FaceNet's own bottleneck is, before the ReLU); the pooled
+features below the heads. A bottleneck learnt from attributes puts faces of like age, gender and group together: it
+does not tell people apart."""
 
-def export_saved_model(run: Run, folder: str | Path) -> Path:
-    """Write a SavedModel that needs nothing but TensorFlow.
 
-    Two signatures, both for aligned face crops (as the recipe's data set holds them), of any size:
+def export_saved_model(run: Run, folder: str | Path, bfloat16: bool = False) -> Path:
+    """Write a SavedModel that needs nothing but TensorFlow, made fast (`tfface.serving.optimize`).
+
+    Signatures for aligned face crops (as the recipe's data set holds them), of any size:
 
     - `serving_default`: `images`, uint8 `(batch, height, width, 3)` RGB.
     - `jpeg`: `jpeg`, strings `(batch,)`, JPEG or PNG bytes of any sizes.
+    - `embeddings`, `jpeg_embeddings`: the same inputs; one output, `embedding`, `(batch, width)` float32 of length 1.
+      Absent where the network has none of `EMBEDDING_LAYERS`.
+    - `card`: `query`, any strings `(batch,)`; the output `card`, as many times the JSON that `assets.extra/tfface.json`
+      holds: a client learns from the server how faces are to be aligned and what the outputs are.
 
-    Outputs, each with the batch first: for every task with classes `<task>` (string, the likeliest class),
-    `<task>_probabilities` `(batch, classes)` float32 and `<task>_classes` `(batch, classes)` strings, the names of the
-    columns; for an age `age` and, from a distribution, `age_spread` (years, float32), with the bins of the ARG poster
-    as `age_bins`.
+    Outputs of the first two, each with the batch first: for every task with classes `<task>` (string, the likeliest
+    class), `<task>_probabilities` `(batch, classes)` float32 and `<task>_classes` `(batch, classes)` strings, the names
+    of the columns; for an age `age` and, from a distribution, `age_spread` (years, float32), with the bins of the ARG
+    poster as `age_bins`; and `embedding` where the network learnt one.
 
     Args:
         run: a trained run.
         folder: the SavedModel's folder; one that stands there is replaced.
+        bfloat16: compute the network in bfloat16 (`optimize.fold`).
 
     Returns:
         The folder.
@@ -39,46 +53,137 @@ def export_saved_model(run: Run, folder: str | Path) -> Path:
     Raises:
         UserError: no trained model, or another Keras backend than TensorFlow.
     """
-    if keras.backend.backend() != "tensorflow":
-        raise UserError(
-            f"A SavedModel is written by Keras' TensorFlow backend, received {keras.backend.backend()}. "
-            "Unset KERAS_BACKEND: a model trained on another backend loads under it."
-        )
-    recipe, model = run.recipe(), run.model()
+    require_tensorflow("A SavedModel")
+    recipe = run.recipe()
+    network, card = network_and_card(run)
     archive = keras.export.ExportArchive()
-    archive.track(model)
 
-    def from_images(images):
-        return _answer(model, recipe, pipeline.resize(images, recipe.image_size))
+    # One function that every signature calls: the network's graph is in the file once.
+    forward = optimize.freeze(forward_of(optimize.fold(network, bfloat16), recipe), [image_spec(recipe)])
 
-    def from_jpeg(jpeg):
-        images = tf.map_fn(
+    def resized(images):
+        return pipeline.resize(images, recipe.image_size)
+
+    def decoded(jpeg):
+        return tf.map_fn(
             lambda data: pipeline.decode(data, recipe.image_size),
             jpeg,
             fn_output_signature=tf.TensorSpec((*recipe.image_size, 3), tf.float32),
         )
-        return _answer(model, recipe, images)
 
     images = tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")
     jpeg = tf.TensorSpec((None,), tf.string, name="jpeg")
-    archive.add_endpoint("serving_default", from_images, [images])
-    archive.add_endpoint("jpeg", from_jpeg, [jpeg])
+    query = tf.TensorSpec((None,), tf.string, name="query")
+    archive.add_endpoint("serving_default", lambda images: _answer(forward(resized(images)), recipe), [images])
+    archive.add_endpoint("jpeg", lambda jpeg: _answer(forward(decoded(jpeg)), recipe), [jpeg])
+    if card["embedding"]:
+        archive.add_endpoint("embeddings", lambda images: _embedding(forward(resized(images))), [images])
+        archive.add_endpoint("jpeg_embeddings", lambda jpeg: _embedding(forward(decoded(jpeg))), [jpeg])
+    archive.add_endpoint("card", lambda query: {"card": tf.fill(tf.shape(query), json.dumps(card))}, [query])
     with files.written_aside(folder) as aside:
         archive.write_out(str(aside), verbose=False)
-        card = {"recipe": recipe.to_json(), "outputs": [task.describe() for task in recipe.tasks()]}
         files.write_json(aside / "assets.extra" / "tfface.json", card)
     return Path(folder)
 
 
-def _answer(model: keras.Model, recipe: Recipe, images: tf.Tensor) -> dict[str, tf.Tensor]:
-    outputs = model(images, training=False)
-    if recipe.test_mirror:
-        mirrored = model(images[:, :, ::-1], training=False)
-        outputs = {name: (value + mirrored[name]) / 2 for name, value in outputs.items()}
+def image_spec(recipe: Recipe, batch: int | None = None) -> tf.TensorSpec:
+    """What the network takes: `(batch, height, width, 3)` float32 RGB in [0, 255]."""
+    return tf.TensorSpec((batch, *recipe.image_size, 3), tf.float32, name="images")
+
+
+def forward_of(network: keras.Model, recipe: Recipe) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """The function from images, as `image_spec` has them, to the network's outputs, averaged over its views."""
+
+    def forward(images):
+        outputs = network(images, training=False)
+        if recipe.test_mirror:
+            mirrored = network(images[:, :, ::-1], training=False)
+            outputs = {name: (value + mirrored[name]) / 2 for name, value in outputs.items()}
+        return outputs
+
+    return forward
+
+
+def numbers_of(network: keras.Model, recipe: Recipe) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """The function from images, as `image_spec` has them, to every output of the SavedModel that is not a string."""
+    forward = forward_of(network, recipe)
+
+    def numbers(images):
+        outputs = forward(images)
+        answer = _answer(outputs, recipe) | (_embedding(outputs) if "embedding" in outputs else {})
+        return {name: tensor for name, tensor in answer.items() if tensor.dtype != tf.string}
+
+    return numbers
+
+
+def network_and_card(run: Run) -> tuple[keras.Model, dict]:
+    """The network of a run, its embedding as one more output where it has one; and what its outputs are."""
+    recipe = run.recipe()
+    network, embedding = _with_embedding(run.model())
+    return network, {
+        "recipe": recipe.to_json(),
+        "outputs": [task.describe() for task in recipe.tasks() if task.is_attribute],
+        "landmarks": run.config()["data"].get("landmarks"),
+        "embedding": embedding,
+    }
+
+
+def _with_embedding(model: keras.Model) -> tuple[keras.Model, dict | None]:
+    """The model with its embedding as one more output, and what the embedding is; without one as it was, and None."""
+    for layer in (model.get_layer(name) for name in EMBEDDING_LAYERS if name in {one.name for one in model.layers}):
+        if len(layer.output.shape) == 2:
+            about = {"layer": layer.name, "width": layer.output.shape[1]}
+            return keras.Model(model.input, {**model.output, "embedding": layer.output}, name=model.name), about
+    return model, None
+
+
+def require_tensorflow(what: str) -> None:
+    """Raise a `UserError` under another Keras backend than TensorFlow."""
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(
+            f"{what} is written by Keras' TensorFlow backend, received {keras.backend.backend()}. "
+            "Unset KERAS_BACKEND: a model trained on another backend loads under it."
+        )
+
+
+def require_parity(network: keras.Model, recipe: Recipe, other: Callable, what: str, tolerance: float) -> None:
+    """Compare what an exported file gives with what the network gives.
+
+    Args:
+        network: the network as it was trained.
+        recipe: its recipe.
+        other: `(images) -> {output: array}`, what the file gives for an array as `image_spec` has it.
+        what: the file, for the message.
+        tolerance: greatest difference, as a share of the greatest value of each output.
+
+    Raises:
+        UserError: an output is absent or differs by more.
+    """
+    # Smooth noise: resized, as photographs are, and no two images alike.
+    noise = np.random.default_rng(0).uniform(0, 255, (3, 8, 8, 3)).astype("float32")
+    images = pipeline.resize(noise, recipe.image_size).numpy()
+    expected = {name: value.numpy() for name, value in numbers_of(network, recipe)(images).items()}
+    received = other(images)
+    for name, values in expected.items():
+        difference = np.abs(received[name] - values).max() / np.abs(values).max() if name in received else np.inf
+        if not difference <= tolerance:
+            raise UserError(
+                f"{what} was not written: its output {name} would differ from the model's by {difference:.1e} of its "
+                f"greatest value, expected at most {tolerance:.0e}. This is an error of the converter: export a "
+                "SavedModel."
+            )
+
+
+def _embedding(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    return {"embedding": tf.math.l2_normalize(tf.cast(outputs["embedding"], tf.float32), axis=1)}
+
+
+def _answer(outputs: dict[str, tf.Tensor], recipe: Recipe) -> dict[str, tf.Tensor]:
     answer = {}
-    for task in recipe.tasks():
+    learnt = [task for task in recipe.tasks() if task.is_attribute]
+    for task in learnt:
         answer.update(_named(task, outputs[task.name]))
-    return answer
+    return answer if len(learnt) == len(recipe.tasks()) else {**answer, **_embedding(outputs)}
 
 
 def _named(task: Task, output: tf.Tensor) -> dict[str, tf.Tensor]:

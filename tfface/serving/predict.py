@@ -6,6 +6,7 @@ import contextlib
 import csv
 import json
 import sys
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tfface import files
@@ -14,7 +15,13 @@ from tfface.errors import UserError
 PHOTOS_AT_ONCE = 8
 
 
-def predict_photos(paths, model="arg", detector="mtcnn", out=("picture",), to="predictions") -> int:
+def predict_photos(
+    paths: Iterable[str | Path],
+    model: str | Path = "arg",
+    detector: str = "mtcnn",
+    out: Sequence[str] = ("picture",),
+    to: str | Path = "predictions",
+) -> int:
     """Predict the attributes of every face in photos; a photo that cannot be read is said and the rest goes on.
 
     Args:

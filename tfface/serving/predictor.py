@@ -112,12 +112,9 @@ class Predictor:
                 f"{run.folder} was trained on {run.config()['data']['name']}, which does not say where its crops have "
                 "eyes, nose and mouth (metadata 'landmarks' of its builder): faces in photos cannot be aligned to them."
             )
-        self.tasks: tuple[Task, ...] = self.recipe.tasks()
+        self.tasks: tuple[Task, ...] = tuple(task for task in self.recipe.tasks() if task.is_attribute)
         self.model = run.model()
-        if isinstance(detector, str):
-            # A stray detection costs a reader more than a missed blur: MTCNN's own 0.8 lets some through.
-            detector = load_detector(detector, **({"score_threshold": 0.9} if detector == "mtcnn" else {}))
-        self.detector = detector
+        self.detector = face_detector(detector)
         self.batch_size = batch_size
 
     def __call__(self, photos: Sequence[np.ndarray]) -> list[list[FaceAttributes]]:
@@ -143,7 +140,7 @@ class Predictor:
             results.append([])
             for box, score in zip(faces.boxes, faces.scores, strict=True):
                 one = {name: values[row] for name, values in outputs.items()}
-                results[-1].append(self._attributes(box, score, one))
+                results[-1].append(self.attributes(box, score, one))
                 row += 1
         return results
 
@@ -184,7 +181,14 @@ class Predictor:
             )
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def _attributes(self, box, score, outputs) -> FaceAttributes:
+    def attributes(self, box, score: float, outputs: dict[str, np.ndarray]) -> FaceAttributes:
+        """One face from its row of every output.
+
+        Args:
+            box: x0, y0, x1, y1, pixels.
+            score: the detector's.
+            outputs: output -> the face's row of it, as `predict_crops` gives them.
+        """
         probabilities, age, spread = {}, None, None
         for task in self.tasks:
             output = outputs[task.name][None]
@@ -197,6 +201,14 @@ class Predictor:
             else:
                 probabilities[task.name] = dict(zip(task.classes, map(float, output[0]), strict=True))
         return FaceAttributes(tuple(float(value) for value in box), float(score), probabilities, age, spread)
+
+
+def face_detector(detector: str | Detector) -> Detector:
+    """A detector by its name, as prediction wants it; one that is a detector already is left as it is."""
+    if not isinstance(detector, str):
+        return detector
+    # A stray detection costs a reader more than a missed blur: MTCNN's own 0.8 lets some through.
+    return load_detector(detector, **({"score_threshold": 0.9} if detector == "mtcnn" else {}))
 
 
 def align_box_points(box: np.ndarray) -> np.ndarray:

@@ -219,7 +219,8 @@ def load_trained(file: str | Path) -> keras.Model:
     try:
         return keras.saving.load_model(file, compile=False)
     except Exception as error:  # keras raises many kinds for a damaged file
-        raise UserError(f"The model file {file} cannot be read: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"The model file {file} cannot be read: {reason}") from error
 
 
 def split_at(model: keras.Model, name: str) -> tuple[keras.Model, keras.Model]:

@@ -1,0 +1,363 @@
+"""Ask a model that TensorFlow Serving holds, over REST or gRPC: faces are found and aligned here, answered there."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import http.client
+import json
+import re
+import sys
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from tfface.data.pipeline import in_groups
+from tfface.errors import UserError
+from tfface.faces.detect import Detector
+from tfface.faces.photos import find_photos, read_photo
+from tfface.recipes import RECIPES
+from tfface.serving.predictor import FaceAttributes, Predictor, face_detector
+
+FACES_AT_ONCE = 32
+PHOTOS_AT_ONCE = 8
+
+ONLY_OUTPUT = {"card": "card", "embeddings": "embedding", "jpeg_embeddings": "embedding"}
+"""Signature -> its one output."""
+
+
+def connect(url: str, name: str = "arg", version: int | None = None, label: str = "", timeout: float = 30.0) -> Server:
+    """The server behind an address; nothing is sent yet.
+
+    Args:
+        url: `http://host:8501` or `https://...` for REST; `host:8500` or `grpc://host:8500` for gRPC.
+        name: name of the model.
+        version: number of its version; None: the newest that is loaded.
+        label: label of its version, such as "stable"; not together with `version`.
+        timeout: seconds that an answer may take, > 0.
+
+    Raises:
+        UserError: an address of another kind, a version and a label, or a timeout of 0.
+    """
+    scheme, _, rest = url.rpartition("://")
+    place = rest.rstrip("/")
+    if scheme not in ("", "grpc", "http", "https") or not place or "/" in place or " " in place:
+        raise UserError(
+            f"URL must be http://HOST:8501 (REST) or HOST:8500 (gRPC), without a path behind it. Received: {url}."
+        )
+    if version is not None and label:
+        raise UserError(f"Name a version or a label, not both. Received: version {version}, label {label}.")
+    if timeout <= 0:
+        raise UserError(f"The timeout must be more than 0 seconds. Received: {timeout:g}.")
+    kind = Rest if scheme.startswith("http") else Grpc
+    return kind(f"{scheme}://{place}" if kind is Rest else place, name, version, label, timeout)
+
+
+class Server:
+    """A model on a server. `Rest` and `Grpc` send the question; the answers and the errors are the same.
+
+    Args:
+        address: as `connect` took it apart.
+        name, version, label, timeout: see `connect`.
+    """
+
+    def __init__(self, address: str, name: str, version: int | None, label: str, timeout: float):
+        self.address, self.name, self.version, self.label, self.timeout = address, name, version, label, timeout
+
+    def predict(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs of a signature.
+
+        Args:
+            signature: its name.
+            inputs: its inputs by name; strings as arrays of bytes.
+
+        Returns:
+            Its outputs by name; strings as arrays of str.
+
+        Raises:
+            UserError: the server is absent or too slow, or has no such model, version or signature.
+        """
+        raise NotImplementedError
+
+    def card(self) -> dict:
+        """What the model says of itself: recipe, outputs, landmarks of its crops, embedding."""
+        return json.loads(self.predict("card", {"query": np.array([b""], object)})["card"][0])
+
+    def wanted(self) -> str:
+        """The model that is asked for, in words."""
+        part = f" version {self.version}" if self.version is not None else f" label {self.label}" * bool(self.label)
+        return f"model {self.name}{part}"
+
+    def _absent(self, reason) -> UserError:
+        return UserError(
+            f"No TensorFlow Serving answers at {self.address} ({reason}). Expected REST at http://HOST:8501 or gRPC at "
+            "HOST:8500; check the address and that the server runs."
+        )
+
+    def _late(self) -> UserError:
+        return UserError(
+            f"{self.address} did not answer within {self.timeout:g} s. Give it longer with --timeout, or see whether "
+            "it is overloaded."
+        )
+
+    def _refused(self, signature: str, missing: bool, said: str) -> UserError:
+        said = " ".join(said.split())
+        if missing:
+            return UserError(f"{self.address} has no {self.wanted()}; name another with --name. It said: {said}")
+        # Names of nodes in other refusals hold the word too.
+        if re.search(r"signature (key|name)|match signature", said, re.IGNORECASE):
+            return UserError(
+                f"The {self.wanted()} at {self.address} has no signature {signature} of this kind; was it published by "
+                f"`tfface export --bundle`? It said: {said}"
+            )
+        return UserError(f"{self.address} refused the request for {self.wanted()}, signature {signature}: {said}")
+
+
+class Rest(Server):
+    """TensorFlow Serving's REST interface, in columns: every input and output one array."""
+
+    def predict(self, signature, inputs):
+        part = f"/versions/{self.version}" if self.version is not None else f"/labels/{self.label}" * bool(self.label)
+        request = urllib.request.Request(
+            f"{self.address}/v1/models/{urllib.parse.quote(self.name, safe='')}{part}:predict",
+            json.dumps(
+                {"signature_name": signature, "inputs": {key: _plain(value) for key, value in inputs.items()}}
+            ).encode(),
+            {"Content-Type": "application/json"},
+        )
+        try:
+            with urllib.request.urlopen(request, timeout=self.timeout) as answer:
+                outputs = json.load(answer)["outputs"]
+        except urllib.error.HTTPError as error:
+            try:
+                said = json.load(error)["error"]
+            except (ValueError, LookupError, TypeError):
+                raise self._absent(f"HTTP {error.code}, not TensorFlow Serving's words") from error
+            if error.code == 504:
+                raise self._late() from error
+            raise self._refused(signature, error.code == 404, said) from error
+        except TimeoutError as error:
+            raise self._late() from error
+        except urllib.error.URLError as error:
+            raise (self._late() if isinstance(error.reason, TimeoutError) else self._absent(error.reason)) from error
+        except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
+            raise self._absent(f"what answers does not speak its REST: {type(error).__name__}") from error
+        if not isinstance(outputs, dict):  # of a signature with one output, the bare array
+            outputs = {ONLY_OUTPUT.get(signature, signature): outputs}
+        return {key: np.asarray(value) for key, value in outputs.items()}
+
+
+class Grpc(Server):
+    """TensorFlow Serving's gRPC interface."""
+
+    @functools.cached_property
+    def _stub(self):
+        import grpc
+        from tensorflow_serving.apis import prediction_service_pb2_grpc
+
+        unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        return prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(self.address, unlimited))
+
+    def predict(self, signature, inputs):
+        import grpc
+        import tensorflow as tf
+        from tensorflow_serving.apis import predict_pb2
+
+        request = predict_pb2.PredictRequest()
+        request.model_spec.name, request.model_spec.signature_name = self.name, signature
+        if self.version is not None:
+            request.model_spec.version.value = self.version
+        elif self.label:
+            request.model_spec.version_label = self.label
+        for key, value in inputs.items():
+            request.inputs[key].CopyFrom(tf.make_tensor_proto(value))
+        try:
+            answer = self._stub.Predict(request, timeout=self.timeout)
+        except grpc.RpcError as error:
+            if error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                raise self._late() from error
+            said = error.details() or error.code().name
+            if error.code() == grpc.StatusCode.UNAVAILABLE and "queue" not in said:  # a full queue is a server's word
+                raise self._absent(said) from error
+            if error.code() == grpc.StatusCode.UNIMPLEMENTED:
+                raise self._absent("what answers does not know PredictionService") from error
+            raise self._refused(signature, error.code() == grpc.StatusCode.NOT_FOUND, said) from error
+        arrays = {key: tf.make_ndarray(value) for key, value in answer.outputs.items()}
+        return {
+            key: np.char.decode(value.astype("S"), "utf-8") if value.dtype == object else value
+            for key, value in arrays.items()
+        }
+
+
+def _plain(value: np.ndarray):
+    """An array as JSON: nested lists, bytes as TensorFlow Serving's {"b64": ...}."""
+    if value.dtype == object:
+        return [{"b64": base64.b64encode(item).decode()} for item in value]
+    return value.tolist()
+
+
+@dataclass(frozen=True)
+class ServedFace(FaceAttributes):
+    """What a served model says of one face.
+
+    Attributes:
+        embedding: `(width,)` float32 of length 1, or None where it was not asked for.
+    """
+
+    embedding: np.ndarray | None = None
+
+    def to_json(self) -> dict:
+        """As `FaceAttributes.to_json`, and the embedding."""
+        return super().to_json() | ({} if self.embedding is None else {"embedding": self.embedding.tolist()})
+
+
+def ask(server: Server, crops: Sequence[bytes], embeddings: bool = False) -> dict[str, np.ndarray]:
+    """Outputs of the signature `jpeg`, and of `jpeg_embeddings` where asked for, over any number of crops.
+
+    Args:
+        server: from `connect`.
+        crops: JPEG or PNG bytes of aligned faces, one at least.
+        embeddings: also ask for them.
+
+    Returns:
+        Output -> `(n, ...)`.
+    """
+    parts = []
+    for group in in_groups(crops, FACES_AT_ONCE):
+        inputs = {"jpeg": np.array(group, object)}
+        parts.append(server.predict("jpeg", inputs))
+        if embeddings:
+            parts[-1] |= server.predict("jpeg_embeddings", inputs)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def served_face(box, score: float, outputs: Mapping[str, np.ndarray]) -> ServedFace:
+    """One face from its row of every output.
+
+    Args:
+        box: x0, y0, x1, y1, pixels.
+        score: the detector's.
+        outputs: output -> the face's row of it.
+    """
+    probabilities = {}
+    for name in sorted(outputs):
+        task = name.removesuffix("_probabilities")
+        if task != name:
+            probabilities[task] = dict(
+                zip(map(str, outputs[f"{task}_classes"]), map(float, outputs[name]), strict=True)
+            )
+    age, spread = (None if outputs.get(name) is None else float(outputs[name]) for name in ("age", "age_spread"))
+    return ServedFace(tuple(map(float, box)), float(score), probabilities, age, spread, outputs.get("embedding"))
+
+
+class RemotePredictor(Predictor):
+    """A `Predictor` whose network is on a server; how faces are aligned for it, the model's card says.
+
+    Args:
+        server: from `connect`.
+        detector: a detector, or the name of one (`tfface.faces.detect.load_detector`).
+        embeddings: also ask for embeddings.
+
+    Raises:
+        UserError: the server does not answer, no such detector, or faces cannot be aligned as the model wants them.
+    """
+
+    def __init__(self, server: Server, detector: str | Detector = "mtcnn", embeddings: bool = False):
+        card = server.card()
+        self.server, self.embeddings, self.landmarks = server, embeddings, card["landmarks"]
+        if not self.landmarks:
+            raise UserError(
+                f"The {server.wanted()} at {server.address} does not say where its crops have eyes, nose and mouth: "
+                "faces in photos cannot be aligned to them. Send aligned crops, with --crops."
+            )
+        if card["recipe"]["recipe"] not in RECIPES:
+            raise UserError(
+                f"The {server.wanted()} at {server.address} is of the recipe {card['recipe']['recipe']}, which this "
+                "version of tfface has not. Install the version that published it."
+            )
+        self.recipe = RECIPES[card["recipe"]["recipe"]].from_json(card["recipe"])
+        self.detector = face_detector(detector)
+
+    def predict_crops(self, crops: np.ndarray) -> dict[str, np.ndarray]:
+        """Outputs of the server for aligned crops, which travel as PNG: it loses nothing.
+
+        Args:
+            crops: `(n, height, width, 3)` uint8.
+
+        Returns:
+            Output -> `(n, ...)`.
+        """
+        import cv2
+
+        encoded = [cv2.imencode(".png", crop[:, :, ::-1])[1].tobytes() for crop in crops]
+        return ask(self.server, encoded, self.embeddings)
+
+    def attributes(self, box, score: float, outputs: dict[str, np.ndarray]) -> ServedFace:
+        """One face from its row of every output, see `served_face`."""
+        return served_face(box, score, outputs)
+
+
+def predict_photos(server: Server, paths, detector="mtcnn", crops=False, embeddings=False) -> int:
+    """Print what a server says of the faces of photos, as `tfface predict --out json` writes it.
+
+    Args:
+        server: from `connect`.
+        paths: photos, folders or globs.
+        detector: name of a detector.
+        crops: the photos are aligned crops already: their bytes are sent as they are.
+        embeddings: also print embeddings.
+
+    Returns:
+        Exit code: 0 every photo gave faces, 1 some photo has no face, 2 some photo could not be read.
+    """
+    predictor = None if crops else RemotePredictor(server, detector, embeddings)
+    broken = empty = 0
+
+    def readable():
+        nonlocal broken
+        for named in paths:
+            try:
+                for path in find_photos([named]):
+                    try:
+                        yield path, *_read(path, crops)
+                    except UserError as error:
+                        broken += 1
+                        print(f"tfface: {error}", file=sys.stderr)
+            except UserError as error:  # no such path, or an empty folder: the other paths go on
+                broken += 1
+                print(f"tfface: {error}", file=sys.stderr)
+
+    separator = "[\n"
+    for group in in_groups(readable(), FACES_AT_ONCE if crops else PHOTOS_AT_ONCE):
+        if crops:
+            outputs = ask(server, [data for _, _, data in group], embeddings)
+            rows = [{name: values[row] for name, values in outputs.items()} for row in range(len(group))]
+            whole = [(0, 0, photo.shape[1], photo.shape[0]) for _, photo, _ in group]
+            found = [[served_face(box, 1.0, row)] for box, row in zip(whole, rows, strict=True)]
+        else:
+            found = predictor([photo for _, photo, _ in group])
+        for (path, _, _), faces in zip(group, found, strict=True):
+            if not faces:
+                empty += 1
+                print(f"tfface: no face was found in {path}", file=sys.stderr)
+            row = {"photo": str(path), "faces": [face.to_json() for face in faces]}
+            print(separator + json.dumps(row), end="", flush=True)
+            separator = ",\n"
+    print("\n]" if separator == ",\n" else "[]", flush=True)
+    return 2 if broken else 1 if empty else 0
+
+
+def _read(path: Path, crop: bool) -> tuple[np.ndarray, bytes]:
+    """A photo and, of a crop, the bytes that are sent."""
+    if not crop:
+        return read_photo(path), b""
+    photo = read_photo(path)
+    data = path.read_bytes()
+    if not data.startswith((b"\xff\xd8", b"\x89PNG")):
+        raise UserError(f"{path} is neither JPEG nor PNG, which the server decodes; convert it, or leave out --crops")
+    return photo, data
