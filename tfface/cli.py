@@ -362,7 +362,9 @@ def _compute_options(parser):
 
 
 def _recipe_options(parser):
-    parser.add_argument("recipe", help="name of a recipe: race, multitask, gender, arg, occluded, compact (papers 1 to 5, and ours)")
+    parser.add_argument(
+        "recipe", help="name of a recipe: race, multitask, gender, arg, occluded (papers 1 to 5), compact"
+    )
     parser.add_argument("--variant", default="", help="one of the recipe's variants")
     parser.add_argument(
         "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the recipe"
