@@ -112,7 +112,7 @@ def shrink(source: Path, target: Path):
             if name.endswith(".weights.h5"):
                 data = rounded(data)
             # A fixed date: the same run gives the same bytes.
-            new.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_DEFLATED, 9)
+            new.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_LZMA)
     plain.unlink()
 
 
@@ -156,6 +156,8 @@ def pairs(metrics):
 
 
 def interval(figure, digits):
+    if figure["interval"] is None:  # one face has none
+        return "–"
     low, high = figure["interval"]
     return f"{low:.{digits}f} to {high:.{digits}f}"
 
@@ -175,7 +177,7 @@ def groups(result):
 
 
 def cell(figure, digits):
-    return f"{figure['value']:.{digits}f} ({interval(figure, digits)})"
+    return "–" if figure["value"] is None else f"{figure['value']:.{digits}f} ({interval(figure, digits)})"
 
 
 if __name__ == "__main__":
