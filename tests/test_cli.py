@@ -41,7 +41,7 @@ def test_every_example_parses(verb):
             "Unknown data set. Expected one of: bupt_balancedface, casia_webface, celeba_identities, fairface, ",
         ),
         (["build", "utkface", "--manual-dir", "/no/such/folder"], "--manual-dir must be a folder"),
-        (["train", "nothing"], "Unknown recipe. Expected one of: arg, multitask, gender."),
+        (["train", "nothing"], "Unknown recipe. Expected one of: arg, race, multitask, gender, occluded, compact."),
         (["train", "arg", "--set", "epoch=3"], "Did you mean epochs? Valid fields: age, "),
         (["train", "arg", "--variant", "nothing"], "Valid variants: bins"),
         (["train", "arg", "--data", "no_such_set"], "Build it first"),

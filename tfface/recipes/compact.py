@@ -137,6 +137,14 @@ class Compact(Recipe):
         )
         return keras.optimizers.Adam(rate)
 
+    def search_space(self, trial):
+        """Learning rate, and the weights of race and age beside that of gender."""
+        return {
+            "learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True),
+            "race_weight": trial.suggest_float("race_weight", 0.05, 5.0, log=True),
+            "age_weight": trial.suggest_float("age_weight", 0.05, 5.0, log=True),
+        }
+
     def tiny(self):
         """One epoch on a small set of synthetic faces, without a teacher, from fresh weights."""
         return self.changed(

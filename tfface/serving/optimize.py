@@ -42,7 +42,7 @@ def fold(model: keras.Model, bfloat16: bool = False) -> keras.Model:
     Args:
         model: a built functional or sequential `keras.Model`, models inside it included. It is left as it is.
         bfloat16: compute feature maps, from the first convolution on, in bfloat16 (weights, vectors and outputs stay
-            float32): faster on processors with AMX or AVX512-BF16, outputs within about 1e-2.
+            float32): faster on processors with AMX or AVX512-BF16, outputs within about 2e-2.
 
     Returns:
         A new functional model for inference with the same inputs, outputs and names of the layers that are left.
