@@ -14,7 +14,8 @@ from tfface import files
 from tfface.data import pipeline
 from tfface.errors import UserError
 from tfface.evaluation.predictions import outputs_of
-from tfface.training.run import Run, load_trained
+from tfface.models.saved import load_saved
+from tfface.training.run import Run
 
 
 def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
@@ -56,7 +57,7 @@ def calibrate(folder: str | Path, data_dir: str | Path | None = None, bfloat16: 
     """
     run = Run(folder)
     recipe, model = run.recipe(), run.model()
-    part = load_trained(run.trained_file)
+    part = load_saved(run.trained_file)
     heads = {layer.name for layer in part.layers}
     fitted = {}
     for data in recipe.data.split("+"):

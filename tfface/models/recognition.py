@@ -12,6 +12,7 @@ from tfface.errors import UserError
 from tfface.layers import CosineSimilarity, feature_mask, pattern_logits, task_head
 from tfface.models.inception_resnet_v1 import inception_resnet_v1
 from tfface.models.recognition_resnet import STAGES, recognition_resnet
+from tfface.models.saved import load_saved
 from tfface.tasks import Task
 
 EMBEDDING = "embedding"
@@ -43,10 +44,7 @@ def load_backbone(
         return inception_resnet_v1(input_shape, weights="facenet", normalize=True)
     if not network.endswith(".keras") or not Path(network).is_file():
         raise UserError(f"network must be table1, ir, facenet or a .keras file that exists. Received: {network}.")
-    try:
-        model = keras.saving.load_model(network, compile=False)
-    except Exception as error:  # keras raises many kinds for a damaged file
-        raise UserError(f"The model file {network} cannot be read: {str(error).splitlines()[0]}") from error
+    model = load_saved(network)
     if EMBEDDING not in {layer.name for layer in model.layers}:
         raise UserError(f"{network} has no layer {EMBEDDING}: expected a network that tells faces apart.")
     if model.input_shape[1:] != tuple(input_shape):

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import keras
 
-import tfface.layers  # noqa: F401  (registers the layers that a file may hold)
 from tfface import files
 from tfface.errors import UserError
 from tfface.models.recognition import load_backbone
+from tfface.models.saved import load_saved
 from tfface.pruning.graph import channel_groups, fixed_layers
 from tfface.pruning.importance import choose, importance
 from tfface.pruning.measure import latency, multiply_adds
@@ -196,10 +196,7 @@ def _schedule(name, ratio, steps):
 def _load(path):
     if not path.exists():
         raise UserError(f"There is no model at {path}: expected a .keras file, or the folder of a run.")
-    try:
-        return keras.saving.load_model(path, compile=False)
-    except Exception as error:  # keras raises many kinds for a damaged file
-        raise UserError(f"The model file {path} cannot be read: {str(error).splitlines()[0]}") from error
+    return load_saved(path)
 
 
 def _save(model, path):

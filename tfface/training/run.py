@@ -21,6 +21,7 @@ import numpy as np
 
 from tfface import files
 from tfface.errors import UserError
+from tfface.models.saved import load_saved
 from tfface.recipes import RECIPES, Recipe
 
 PACKAGES = ("tfface", "keras", "tensorflow", "tensorflow-datasets", "numpy")
@@ -152,7 +153,7 @@ class Run:
         if not self.trained_file.exists():
             raise UserError(f"{self.folder} holds no trained model yet. Train it: `tfface train {recipe.name}`.")
         if not recipe.train_from:  # the file is the whole network: nothing else is needed, no pretrained file either
-            return load_trained(self.trained_file)
+            return load_saved(self.trained_file)
         model = recipe.model()
         read_trained(model, self.trained_file)
         return model
@@ -164,7 +165,7 @@ def read_trained(model: keras.Model, file: str | Path) -> None:
     Raises:
         UserError: the file is damaged, or a layer is absent or has other shapes.
     """
-    part = load_trained(file)
+    part = load_saved(file)
     names = {layer.name for layer in model.layers}
     for layer in part.layers:
         if not layer.weights:
@@ -192,7 +193,7 @@ def carry_weights(model: keras.Model, file: str | Path) -> tuple[list[str], list
     Raises:
         UserError: the file is damaged or absent, or no layer agrees.
     """
-    source = {layer.name: layer for layer in load_trained(file).layers if layer.weights}
+    source = {layer.name: layer for layer in load_saved(file).layers if layer.weights}
     carried, fresh = [], []
     for layer in model.layers:
         if not layer.weights:
@@ -208,19 +209,6 @@ def carry_weights(model: keras.Model, file: str | Path) -> tuple[list[str], list
             f"No layer of {model.name} has the name and shapes of one in {file}: expected the run of a related network."
         )
     return carried, fresh
-
-
-def load_trained(file: str | Path) -> keras.Model:
-    """Load a `.keras` file, without an optimizer.
-
-    Raises:
-        UserError: it is absent or damaged.
-    """
-    try:
-        return keras.saving.load_model(file, compile=False)
-    except Exception as error:  # keras raises many kinds for a damaged file
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(f"The model file {file} cannot be read: {reason}") from error
 
 
 def split_at(model: keras.Model, name: str) -> tuple[keras.Model, keras.Model]:
