@@ -6,7 +6,8 @@ import sys
 
 CHECK = """
 import sys
-import keras, numpy as np
+from unittest import mock
+import jax, keras, numpy as np
 from tfface.losses import AgeDistributionLoss
 from tfface.metrics import MeanAgeError
 from tfface.models import MODELS
@@ -19,9 +20,16 @@ metric = MeanAgeError([10, 20, 30])
 metric.update_state(truth, said)
 assert abs(float(metric.result()) - 1.0) < 1e-5
 rng = np.random.default_rng(0)
+
+def drawn(key, shape, dtype="float32", **_):
+    return jax.numpy.asarray(rng.uniform(-0.1, 0.1, shape), dtype)
+
+# JAX compiles its generators anew for every shape of a weight, minutes for all: NumPy draws them.
+quick = mock.patch.multiple(jax.random, truncated_normal=drawn, uniform=drawn)
 for name, build in MODELS.items():
     keras.utils.set_random_seed(0)
-    model = build()  # JAX traces every layer: what it cannot compute fails here
+    with quick:
+        model = build()  # JAX traces every layer: what it cannot compute fails here
     if name not in sys.argv[2:]:
         continue
     images = rng.uniform(0, 255, (2, *model.input_shape[1:])).astype("float32")
@@ -40,7 +48,7 @@ for name, build in MODELS.items():
 
 
 TRAINED = ("multitask_cnn",)
-"""Those that are trained and saved too: JAX compiles each operation of each shape, minutes for all of them."""
+"""Those that are trained and saved too: JAX compiles the steps of each, minutes for all of them."""
 
 
 def test_networks_train_on_jax_and_load_under_tensorflow(tmp_path):

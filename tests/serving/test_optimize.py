@@ -115,6 +115,7 @@ def test_keras_applications():
 
 
 def test_bfloat16_keeps_two_hundredths_and_gives_float32():
+    keras.utils.set_random_seed(0)  # what is lost depends on the weights
     model = unsettled(MODELS["resnet"]())
     folded = optimize.fold(model, bfloat16=True)
     assert folded.get_layer("conv2_block1_1_conv").compute_dtype == "bfloat16"
