@@ -19,7 +19,7 @@ demo: $(BIN)/tfface
 	@$(BIN)/tfface demo
 
 test: $(BIN)/tfface
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(BIN)/tfface
 	@$(BIN)/ruff check .

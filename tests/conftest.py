@@ -10,6 +10,14 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = Path(__file__).resolve().parent.parent
 
 
+LONGEST = ("test_jax.py", "test_tutorials.py", "test_distribute.py", "test_tiny.py", "test_fit.py")
+"""Files with few, long tests: they go first, or at the end one core would work and the others wait."""
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 def _samples() -> Path | None:
     named = os.environ.get("TFFACE_TEST_DATA")
     folder = Path(named) if named else ROOT.parent / "shared" / "data"

@@ -25,11 +25,14 @@ PAGES = {
 OWN_TESTS = {
     "docs/pruning.md": "tests/pruning/test_docs.py",
     "docs/learning_rates.md": "tests/training/test_lr_docs.py",
+    "docs/tutorials/own_folders.md": "tests/test_tutorials.py",
+    "docs/tutorials/prune_your_model.md": "tests/test_tutorials.py",
 }
 
 ONLY_COMPILED = {
     "docs/serving.md": "needs a server: tests/serving",
     "docs/stream.md": "needs a camera: tests/online",
+    "docs/tutorials/serving.md": "needs a server: tests/serving",
 }
 """Pages whose snippets are compiled here, what they import imported, and the rest run elsewhere."""
 
@@ -52,10 +55,10 @@ ONLY_PARSED = {
 """Beginnings of commands that are parsed here and run elsewhere, with the reason."""
 
 
-def commands(program: str) -> list[str]:
+def commands(program: str, pages: dict[str, str] | None = None) -> list[str]:
     """Lines of code that begin with a program's name, comments dropped, and inline code that does."""
     found = set()
-    for text in PAGES.values():
+    for text in (pages or PAGES).values():
         text = text.replace("\\\n", " ")
         found |= {line.split(" #")[0].strip() for line in re.findall(rf"^(?: {{4}})?({program} .+)$", text, re.M)}
         found |= set(re.findall(rf"`({program} [a-z-]+(?: [^-`\n][^`\n]*)?)`", text))
@@ -67,7 +70,15 @@ def snippets(page: str) -> list[str]:
 
 
 COMMANDS = [command for command in commands("tfface") if command.split()[1] in cli.VERBS]
-RUN = [command for command in COMMANDS if not command[7:].startswith(tuple(ONLY_PARSED)) and len(command.split()) > 2]
+TUTORIALS = {page for page in PAGES if page.startswith("docs/tutorials/")}
+"""Their commands build on each other."""
+
+OTHERS = commands("tfface", {page: text for page, text in PAGES.items() if page not in TUTORIALS})
+RUN = [
+    command
+    for command in COMMANDS
+    if command in OTHERS and not command[7:].startswith(tuple(ONLY_PARSED)) and len(command.split()) > 2
+]
 
 
 @pytest.fixture(scope="module")

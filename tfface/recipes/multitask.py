@@ -127,5 +127,5 @@ class Multitask(Recipe):
         }
 
     def tiny(self):
-        """Two epochs at 32 pixels on a small set of synthetic faces, gender and its five races only."""
-        return self.changed(data="synthetic_faces/small", image_size=(32, 32), epochs=2, only="gender")
+        """Two epochs at 16 pixels on a small set of synthetic faces, gender only."""
+        return self.changed(data="synthetic_faces/small", image_size=(16, 16), epochs=2, only="gender")
