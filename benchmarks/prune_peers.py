@@ -3,18 +3,22 @@
     tfface train gender --data utkface --set label=gender --set depth=50 --set "image_size=(64,64)" \\
         --set epochs=1 --set batch_size=32 --set random_crop=1.0 --set learning_rate=1e-3 --set lowest_rate=1e-3 \\
         --out runs/resnet50
-    python3 -m venv peers && peers/bin/pip install torch torchvision torch-pruning model-compression-toolkit
-    python benchmarks/prune_peers.py runs/resnet50 --peers peers/bin/python --csv benchmarks/prune_peers.csv
+    python3 -m venv tp && tp/bin/pip install torch==2.13.0 torch-pruning==1.6.1
+    python3 -m venv mct && mct/bin/pip install torch==2.13.0 torchvision model-compression-toolkit==2.6.1
+    python benchmarks/prune_peers.py runs/resnet50 --peers tp/bin/python mct/bin/python --csv benchmarks/prune_peers.csv
 
-Any run of the recipe `gender` with depth 50 will do. Its weights move into torchvision's ResNet50, whose logits on the
-test images must agree before anything is cut, so that all tools cut the same network. Nothing is trained after
-the cut: `accuracy pruned` is what its choice of channels leaves, and at a ratio of 0.5 that is mostly chance, which is
-the share of the commonest class (in the first line). Moving statistics of the batch norms stay as they are, too.
+Any run of the recipe `gender` with depth 50 will do. Its weights move into the same ResNet50 in PyTorch, whose logits
+on the test images must agree before anything is cut, so that all tools cut the same network. Nothing is trained after
+the cut: `accuracy pruned` is what the choice of channels leaves, chance being the share of the commonest class (in the
+first line). `recalibrated` is the accuracy once the statistics of the batch norms, which a cut leaves wrong, are
+gathered anew, for every tool on the same images of the training split and without labels, for the base too.
 
 Multiply-adds and wall time are those of an image of 224x224. Compare ratios (base to pruned, which take turns in one
-run) and not milliseconds across frameworks. All cut by the L1 norm, the same share of every layer, rounded to 8; but
-`tfface global` ranks the channels of all layers together, and Sony's toolkit knows no L1 norm and no ratio: its Hessian
-rates, and it keeps as many parameters as the ratio would leave, inside the blocks only.
+run) and not milliseconds across frameworks. All cut the same share of every group, in multiples of 8, where
+Torch-Pruning rounds down and we to the nearest; `global` ranks the channels of all layers together. Our ratings have
+the names of `tfface prune --importance`; Torch-Pruning's is its GroupMagnitudeImportance, by the L1 norm and by L2, its
+default. Sony's toolkit knows no ratio: its Hessian rates, and it keeps as many parameters as the ratio would leave,
+inside the blocks only.
 """
 
 from __future__ import annotations
@@ -42,14 +46,23 @@ from tfface.files import written_aside
 from tfface.training import batches
 from tfface.training.run import Run, read_trained
 
-SCOPES = {"tfface": "layer", "tfface global": "global"}
+TOOLS = {
+    "tfface l1": ("l1", "layer"),
+    "tfface group": ("group", "layer"),
+    "tfface l1, global": ("l1", "global"),
+    "tfface group, global": ("group", "global"),
+}
+"""Name -> importance and scope."""
 
 BATCHES = (1, 8)
 
 SIDE = 224
 """Of the image that multiply-adds and wall time are those of, pixels."""
 
-COMMAND = "python benchmarks/prune_peers.py runs/resnet50 --peers peers/bin/python --csv benchmarks/prune_peers.csv"
+COMMAND = (
+    "python benchmarks/prune_peers.py runs/resnet50 --peers tp/bin/python mct/bin/python "
+    "--csv benchmarks/prune_peers.csv"
+)
 """The rows' own options are added."""
 
 
@@ -61,12 +74,13 @@ def to_logits(run: Run) -> keras.Model:
     return keras.Model(model.inputs, model.get_layer(f"{recipe.label}_logits").output, name="resnet50")
 
 
-def split_arrays(run: Run, split: str, data_dir):
-    """Images `(n, height, width, 3)` in [0, 255], as the network sees them, and the integer labels `(n,)`."""
+def split_arrays(run: Run, split: str, data_dir, count: int):
+    """The first `count` images `(n, height, width, 3)` in [0, 255], as the network sees them, and labels `(n,)`."""
     recipe = run.recipe()
     builder = pipeline.open_dataset(recipe.data, data_dir)
     images = batches.evaluation_images(builder, split, recipe, pipeline.View())
-    return np.concatenate(list(images.as_numpy_iterator())), pipeline.label_arrays(builder, split)[recipe.label]
+    images = next(images.unbatch().batch(count).as_numpy_iterator())
+    return images, pipeline.label_arrays(builder, split)[recipe.label][:count]
 
 
 def torchvision_weights(model: keras.Model) -> dict[str, np.ndarray]:
@@ -96,13 +110,16 @@ def torchvision_name(name: str) -> str:
     return f"layer{int(stage) - 1}.{int(block) - 1}.{part}"
 
 
-def measure_ours(base, images, labels, logits, ratios, repeats):
-    """Yield what each of our scopes gives at each ratio, in the form in which `torch_pruners.py` prints it."""
+def measure_ours(base, arrays, tools, ratios, repeats):
+    """Yield what each of our ratings gives at each ratio, in the form in which `torch_pruners.py` prints it."""
     shape = (SIDE, SIDE, 3)
+    images, labels, statistics = arrays["images"], arrays["labels"], arrays["statistics"]
+    recalibrated = accuracy(predict(recalibrate(base, statistics), images), labels)
     for ratio in ratios:
-        for tool, scope in SCOPES.items():
+        for tool in tools:
+            method, scope = TOOLS[tool]
             start = time.perf_counter()
-            pruned = pruning.prune(base, ratio, scope=scope)
+            pruned = pruning.prune(base, ratio, method, scope)
             seconds = time.perf_counter() - start
             models = (base, pruned)
             yield {
@@ -111,10 +128,19 @@ def measure_ours(base, images, labels, logits, ratios, repeats):
                 # As PyTorch counts them: without the moving statistics.
                 "parameters": [sum(math.prod(each.shape) for each in model.trainable_weights) for model in models],
                 "multiply-adds": [pruning.multiply_adds(model, shape) for model in models],
-                "accuracy": [accuracy(logits, labels), accuracy(predict(pruned, images), labels)],
+                "accuracy": [accuracy(arrays["logits"], labels), accuracy(predict(pruned, images), labels)],
                 "seconds": seconds,
                 "latency": [pruning.latency(models, batch, repeats, shape) for batch in BATCHES if repeats],
+                "recalibrated": [recalibrated, accuracy(predict(recalibrate(pruned, statistics), images), labels)],
             }
+
+
+def recalibrate(model, images):
+    """A copy of the model whose batch norms have gathered their statistics on the images."""
+    copy = keras.models.clone_model(model)
+    copy.set_weights(model.get_weights())
+    pruning.recalibrate(copy, np.split(images, range(64, len(images), 64)))
+    return copy
 
 
 def predict(model, images):
@@ -127,16 +153,15 @@ def accuracy(logits, labels) -> float:
     return float(np.mean(logits.argmax(-1) == labels))
 
 
-def measure_peers(python, base, images, labels, logits, calibration, ratios, repeats):
-    """Yield what the tools of the other interpreter give; one that does not run gives its reason as "error"."""
+def measure_peers(python, base, arrays, ratios, repeats):
+    """Yield what the tools of another interpreter give; one that does not run gives its reason as "error"."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "network.npz"
-        arrays = {"images": images, "labels": labels, "logits": logits, "calibration": calibration}
         weights = {f"weights/{name}": value for name, value in torchvision_weights(base).items()}
         np.savez(file, **arrays, **weights)
         options = ["--repeats", str(repeats), "--batches", *map(str, BATCHES), "--ratio", *map(str, ratios)]
         script = Path(__file__).with_name("torch_pruners.py")
-        command = [python, str(script), str(file), "--side", str(SIDE), *options]
+        command = [str(python), str(script), str(file), "--side", str(SIDE), *options]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             for line in process.stdout:
                 if line.startswith("{"):
@@ -150,7 +175,7 @@ def measure_peers(python, base, images, labels, logits, calibration, ratios, rep
 def row_of(measured: dict) -> dict:
     """One row of the table."""
     row = {"tool": measured["tool"], "ratio": measured["ratio"]}
-    for name in ("parameters", "multiply-adds", "accuracy"):
+    for name in ("parameters", "multiply-adds", "accuracy", "recalibrated"):
         row[name], row[f"{name} pruned"] = (round(value, 4) for value in measured[name])
     reduction = row["multiply-adds"] / row["multiply-adds pruned"]
     row |= {"reduction": round(reduction, 2), "seconds to prune": round(measured["seconds"], 1)}
@@ -167,39 +192,58 @@ def row_of(measured: dict) -> dict:
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, help="folder of a run of the recipe gender, depth 50")
-    parser.add_argument("--peers", help="Python that has the peers; without it only ours is measured")
+    parser.add_argument("--peers", nargs="*", default=(), help="Pythons that have peers, each measured by itself")
+    parser.add_argument("--tools", nargs="*", choices=TOOLS, default=list(TOOLS), help="of ours (default: all)")
     parser.add_argument("--data-dir", help="where data sets are prepared (default: TFDS's own)")
-    parser.add_argument("--ratio", type=float, nargs="+", default=[0.1, 0.3, 0.5])
+    parser.add_argument("--ratio", type=float, nargs="+", default=[0.1, 0.2, 0.3, 0.5])
     parser.add_argument("--examples", type=int, default=2000, help="images of the test split, the first ones")
+    parser.add_argument(
+        "--calibration",
+        type=int,
+        default=1,
+        help="images of the validation split that Sony's toolkit takes its Hessian on (its default: 32, as many times "
+        "as slow)",
+    )
+    parser.add_argument("--statistics", type=int, default=1024, help="images of the training split to recalibrate on")
     parser.add_argument("--repeats", type=int, default=5, help="of the wall time; 0 measures none")
-    parser.add_argument("--csv", type=Path, help="write the rows to this file too, as they come")
+    parser.add_argument("--csv", type=Path, help="write the rows to this file too, those of the same network kept")
     arguments = parser.parse_args()
     run = Run(arguments.run)
     base = to_logits(run)
-    images, labels = (each[: arguments.examples] for each in split_arrays(run, "test", arguments.data_dir))
-    calibration = split_arrays(run, "validation", arguments.data_dir)[0][:16]
+    images, labels = split_arrays(run, "test", arguments.data_dir, arguments.examples)
+    arrays = {"images": images, "labels": labels, "logits": predict(base, images)}
+    arrays["calibration"] = split_arrays(run, "validation", arguments.data_dir, arguments.calibration)[0]
+    arrays["statistics"] = split_arrays(run, "train", arguments.data_dir, arguments.statistics)[0]
     chance = np.bincount(labels).max() / len(labels)
+    options = " ".join(
+        f"--{name} {getattr(arguments, name)}" for name in ("examples", "calibration", "statistics", "repeats")
+    )
     about = f"{run.recipe().data}, {len(labels)} test images, chance {chance:.4f}, {os.cpu_count()} CPU cores"
+    header = f"# {COMMAND} {options} ({about}; see its docstring)"
     print(about)
-    common = (images, labels, predict(base, images))
-    every = measure_ours(base, *common, arguments.ratio, arguments.repeats)
-    if arguments.peers:
-        peers = measure_peers(arguments.peers, base, *common, calibration, arguments.ratio, arguments.repeats)
-        every = itertools.chain(every, peers)
-    rows = []
-    for measured in every:
+    every = [measure_ours(base, arrays, arguments.tools, arguments.ratio, arguments.repeats)]
+    every += [measure_peers(python, base, arrays, arguments.ratio, arguments.repeats) for python in arguments.peers]
+    rows = {}
+    if arguments.csv and arguments.csv.exists():
+        first, *lines = arguments.csv.read_text().splitlines()
+        whole = str(round(accuracy(arrays["logits"], labels), 4))
+        rows = {
+            (row["tool"], float(row["ratio"])): row
+            for row in csv.DictReader(lines)
+            if first == header and row["accuracy"] == whole
+        }
+    for measured in itertools.chain.from_iterable(every):
         if "error" in measured:
             print(f"{measured['tool']}  does not run: {measured['error']}")
             continue
-        rows.append(row_of(measured))
-        print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+        row = rows[measured["tool"], measured["ratio"]] = row_of(measured)
+        print("  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
         if arguments.csv:
             with written_aside(arguments.csv) as aside, aside.open("w", newline="") as stream:
-                options = f"--ratio {' '.join(map(str, arguments.ratio))} --examples {len(labels)}"
-                stream.write(f"# {COMMAND} {options} --repeats {arguments.repeats} ({about}; see its docstring)\n")
-                writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+                stream.write(f"{header}\n")
+                writer = csv.DictWriter(stream, list(row), lineterminator="\n")
                 writer.writeheader()
-                writer.writerows(rows)
+                writer.writerows(rows.values())
 
 
 if __name__ == "__main__":

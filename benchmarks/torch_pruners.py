@@ -1,8 +1,9 @@
 """PyTorch's pruners in a process of their own: `benchmarks/prune_peers.py --peers PYTHON` starts this.
 
-It reads the file of arrays that the other writes (weights by torchvision's names, images in [0, 255] of the test split
-with labels and the logits that Keras gives, a few more images to calibrate on) and prints a line of JSON for each tool
-and ratio: pairs (base, pruned) of parameters, multiply-adds, accuracy and seconds of a batch.
+It reads the file of arrays that the other writes (weights by the names of torchvision's ResNet50, images in [0, 255] of
+the test split with labels and the logits that Keras gives, a few more images to rate channels on, and more for the
+statistics of batch norms) and prints a line of JSON for each tool that its interpreter has and each ratio: pairs (base,
+pruned) of parameters, multiply-adds, accuracy, accuracy with statistics gathered anew and seconds of a batch.
 """
 
 from __future__ import annotations
@@ -10,26 +11,24 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import importlib.metadata
+import importlib.util
 import json
 import math
 import time
 
 import numpy as np
 import torch
-import torchvision
-
-APPROXIMATIONS = 1
-"""Images that the toolkit estimates its Hessian on; its own default, 32, takes 32 times as long."""
 
 
-def torch_pruning(model, ratio, images):
-    """Torch-Pruning: L1 norm, the same ratio for every group, rounded to 8, the classifier kept."""
+def torch_pruning(model, ratio, images, power):
+    """Torch-Pruning: norms of all members of a group, the same ratio for every group, rounded to 8, the head kept."""
     import torch_pruning as pruner
 
     pruner.pruner.MagnitudePruner(
         model,
         images[:1],
-        importance=pruner.importance.MagnitudeImportance(p=1),
+        importance=pruner.importance.GroupMagnitudeImportance(p=power),
         pruning_ratio=ratio,
         ignored_layers=[model.fc],
         round_to=8,
@@ -46,20 +45,78 @@ def model_compression_toolkit(model, ratio, images):
         model=model,
         target_resource_utilization=toolkit.core.ResourceUtilization(weights_memory=4 * parameters * (1 - ratio) ** 2),
         representative_data_gen=lambda: iter([[images]]),
-        pruning_config=toolkit.pruning.PruningConfig(num_score_approximations=APPROXIMATIONS),
+        pruning_config=toolkit.pruning.PruningConfig(num_score_approximations=len(images)),
     )
     return pruned.cpu().eval()
 
 
-TOOLS = {"torch-pruning": torch_pruning, "model-compression-toolkit": model_compression_toolkit}
+TOOLS = {
+    f"{name} {importlib.metadata.version(name)}{suffix}": tool
+    for name, suffix, tool in (
+        ("torch-pruning", " L1", functools.partial(torch_pruning, power=1)),
+        ("torch-pruning", " L2", functools.partial(torch_pruning, power=2)),
+        ("model-compression-toolkit", "", model_compression_toolkit),
+    )
+    if importlib.util.find_spec(name.replace("-", "_"))
+}
+"""Those that this interpreter has, by name, version and norm (Torch-Pruning's default is L2)."""
+
+
+class Bottleneck(torch.nn.Module):
+    """A block of ResNet50 as published at first, with the stride on its first convolution."""
+
+    def __init__(self, inputs, width, stride):
+        super().__init__()
+        self.conv1, self.bn1 = convolution(inputs, width, 1, stride), norm(width)
+        self.conv2, self.bn2 = convolution(width, width, 3), norm(width)
+        self.conv3, self.bn3 = convolution(width, 4 * width, 1), norm(4 * width)
+        self.downsample = None
+        if inputs != 4 * width:
+            self.downsample = torch.nn.Sequential(convolution(inputs, 4 * width, 1, stride), norm(4 * width))
+
+    def forward(self, x):
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = torch.relu(self.bn1(self.conv1(x)))
+        x = torch.relu(self.bn2(self.conv2(x)))
+        return torch.relu(self.bn3(self.conv3(x)) + shortcut)
+
+
+class ResNet50(torch.nn.Module):
+    """ResNet50 with the names of torchvision's, which itself has no build beside torch's for processors only."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.conv1, self.bn1 = convolution(3, 64, 7, 2), norm(64)
+        self.maxpool = torch.nn.MaxPool2d(3, 2, 1)
+        inputs = 64
+        for stage, (width, blocks) in enumerate(((64, 3), (128, 4), (256, 6), (512, 3)), start=1):
+            layers = []
+            for block in range(blocks):
+                layers.append(Bottleneck(inputs, width, 2 if stage > 1 and block == 0 else 1))
+                inputs = 4 * width
+            setattr(self, f"layer{stage}", torch.nn.Sequential(*layers))
+        self.avgpool = torch.nn.AdaptiveAvgPool2d(1)
+        self.fc = torch.nn.Linear(inputs, classes)
+
+    def forward(self, x):
+        x = self.maxpool(torch.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(torch.flatten(self.avgpool(x), 1))
+
+
+def convolution(inputs, outputs, size, stride=1):
+    """A convolution without a bias, padded so that only the stride shrinks."""
+    return torch.nn.Conv2d(inputs, outputs, size, stride, size // 2, bias=False)
+
+
+def norm(channels):
+    """A batch norm with the epsilon of Keras' ResNet."""
+    return torch.nn.BatchNorm2d(channels, eps=1.001e-5)
 
 
 def resnet50(arrays):
-    """torchvision's ResNet50 as published at first, with the stride on a block's first convolution, and the weights."""
-    norm = functools.partial(torch.nn.BatchNorm2d, eps=1.001e-5)
-    model = torchvision.models.resnet50(num_classes=arrays["logits"].shape[1], norm_layer=norm)
-    for stage in (model.layer2, model.layer3, model.layer4):
-        stage[0].conv1.stride, stage[0].conv2.stride = (2, 2), (1, 1)
+    """The network with the weights of the file."""
+    model = ResNet50(arrays["logits"].shape[1])
     parts = {name: torch.from_numpy(arrays[f"weights/{name}"]) for name in model.state_dict() if "num_b" not in name}
     model.load_state_dict(parts, strict=False)
     return model.eval()
@@ -69,6 +126,23 @@ def predict(model, images):
     """Logits, `(n, classes)`."""
     with torch.inference_mode():
         return torch.cat([model(batch) for batch in images.split(64)]).numpy()
+
+
+def accuracy(logits, labels):
+    """Share of the images that get their label."""
+    return float(np.mean(logits.argmax(-1) == labels))
+
+
+def recalibrated(model, images):
+    """A copy of the model whose batch norms have gathered their statistics on the images."""
+    model = copy.deepcopy(model)
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.reset_running_stats()
+            layer.momentum = None  # the average of all batches
+            layer.train()
+    predict(model, images)
+    return model.eval()
 
 
 def costs(model, side):
@@ -111,19 +185,21 @@ def main():
     parser.add_argument("--repeats", type=int, required=True)
     arguments = parser.parse_args()
     arrays = np.load(arguments.network)
-    images, calibration = (
+    images, calibration, statistics = (
         torch.from_numpy(arrays[name].transpose(0, 3, 1, 2) / np.float32(127.5) - 1).contiguous()
-        for name in ("images", "calibration")
+        for name in ("images", "calibration", "statistics")
     )
     labels, expected = arrays["labels"], arrays["logits"]
     base = resnet50(arrays)
     logits = predict(base, images)
     apart = np.abs(logits - expected).max() / np.abs(expected).max()
     if not apart < 1e-3:
-        raise SystemExit(f"Not the same network: logits of torchvision's and Keras' ResNet50 are {apart:.1e} apart.")
-    print(
-        f"largest difference of the logits of torchvision's and Keras' ResNet50: {apart:.1e} of the largest", flush=True
-    )
+        raise SystemExit(f"Not the same network: logits of PyTorch's and Keras' ResNet50 are {apart:.1e} apart.")
+    print(f"largest difference of the logits of PyTorch's and Keras' ResNet50: {apart:.1e} of the largest", flush=True)
+    whole = {
+        "accuracy": accuracy(logits, labels),
+        "recalibrated": accuracy(predict(recalibrated(base, statistics), images), labels),
+    }
     for tool in TOOLS:
         for ratio in arguments.ratio:
             start = time.perf_counter()
@@ -136,7 +212,8 @@ def main():
             models = base, pruned
             sizes, work = zip(*(costs(model, arguments.side) for model in models), strict=True)
             row = {"tool": tool, "ratio": ratio, "parameters": sizes, "multiply-adds": work, "seconds": seconds}
-            row["accuracy"] = [float(np.mean(out.argmax(-1) == labels)) for out in (logits, predict(pruned, images))]
+            for name, network in (("accuracy", pruned), ("recalibrated", recalibrated(pruned, statistics))):
+                row[name] = [whole[name], accuracy(predict(network, images), labels)]
             batches = arguments.batches if arguments.repeats else ()
             row["latency"] = [latency(models, batch, arguments.side, arguments.repeats) for batch in batches]
             print(json.dumps(row), flush=True)

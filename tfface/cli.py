@@ -542,7 +542,9 @@ def _prune_options(parser):
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a .keras file, the folder of a run, or facenet")
     parser.add_argument("--ratio", type=float, required=True, help="share of the channels that goes, in (0, 1)")
     parser.add_argument(
-        "--importance", default="l1", help="l1, l2, batchnorm, taylor (runs only) or random (default: l1)"
+        "--importance",
+        default="l1",
+        help="l1, l2, group, batchnorm, taylor (runs only) or random (default: l1)",
     )
     parser.add_argument(
         "--scope", choices=("layer", "block", "global"), default="layer", help="where channels are ranked together"

@@ -40,6 +40,50 @@ def test_norms_are_those_of_all_filters_of_a_unit(network, groups):
     np.testing.assert_allclose(l2["stem"], np.sqrt((stem**2).sum(axis=0) + (outer**2).sum(axis=0)), rtol=1e-6)
 
 
+def test_group_is_the_mean_of_all_members_each_by_its_own_mean():
+    inputs = keras.Input((1,))
+    x = layers.BatchNormalization(name="norm")(layers.Dense(2, use_bias=False, name="filters")(inputs))
+    model = keras.Model(inputs, layers.Dense(2, name="reader")(x))
+    model.get_layer("filters").kernel.assign([[1.0, -3.0]])  # 1/2, 3/2 of their mean
+    model.get_layer("norm").gamma.assign([-6.0, 2.0])  # 3/2, 1/2
+    model.get_layer("norm").beta.assign([100.0, 0.0])  # offsets do not count
+    model.get_layer("reader").kernel.assign([[0.6, -0.8], [-1.8, 2.4]])  # L2 norms 1 and 3: 1/2, 3/2
+    groups = pruning.channel_groups(model)
+    scores = pruning.importance(model, groups, "group")["filters"]
+    np.testing.assert_allclose(scores, [2.5 / 3, 3.5 / 3], rtol=1e-6)
+    model.get_layer("reader").kernel.assign([[60.0, -80.0], [-180.0, 240.0]])  # no layer counts more by its size
+    np.testing.assert_allclose(pruning.importance(model, groups, "group")["filters"], scores, rtol=1e-6)
+
+
+def test_group_takes_of_a_shared_reader_what_reads_it():
+    inputs = keras.Input((1,))
+    parts = [layers.Dense(2, use_bias=False, name=name)(inputs) for name in ("left", "right")]
+    model = keras.Model(inputs, layers.Dense(1, name="reader")(layers.Concatenate()(parts)))
+    model.get_layer("left").kernel.assign([[2.0, 2.0]])
+    model.get_layer("right").kernel.assign([[1.0, 3.0]])
+    model.get_layer("reader").kernel.assign([[1.0], [3.0], [20.0], [20.0]])
+    scores = pruning.importance(model, pruning.channel_groups(model), "group")
+    np.testing.assert_allclose(scores["left"], [0.75, 1.25], rtol=1e-6)  # 1, 1 and 1/2, 3/2
+    np.testing.assert_allclose(scores["right"], [0.75, 1.25], rtol=1e-6)  # 1/2, 3/2 and 1, 1
+
+
+def test_group_counts_both_ends_of_a_shortcut_and_depthwise_filters():
+    inputs = keras.Input((3, 3, 1))
+    stem = layers.Conv2D(2, 1, use_bias=False, name="stem")(inputs)
+    x = layers.DepthwiseConv2D(3, padding="same", use_bias=False, name="depthwise")(stem)
+    x = layers.Add()([stem, layers.Conv2D(2, 1, use_bias=False, name="mix")(x)])
+    model = keras.Model(inputs, layers.Dense(1, name="head")(layers.GlobalAveragePooling2D()(x)))
+    model.get_layer("stem").kernel.assign([[[[1.0, 3.0]]]])  # 1/2, 3/2
+    model.get_layer("depthwise").kernel.assign(np.ones((3, 3, 2, 1)) * np.array([[3.0], [1.0]]))  # 3/2, 1/2
+    model.get_layer("mix").kernel.assign([[[[0.0, 8.0], [0.0, 0.0]]]])  # as filters 0, 2; as reader 2, 0
+    model.get_layer("head").kernel.assign([[1.0], [1.0]])  # 1, 1
+    scores = pruning.importance(model, pruning.channel_groups(model), "group")
+    np.testing.assert_allclose(scores["stem"], [5 / 5, 5 / 5], rtol=1e-6)
+    model.get_layer("mix").kernel.assign([[[[0.0, 8.0], [0.0, 8.0]]]])  # as reader 1, 1
+    scores = pruning.importance(model, pruning.channel_groups(model), "group")
+    np.testing.assert_allclose(scores["stem"], [4 / 5, 6 / 5], rtol=1e-6)
+
+
 def test_batch_norm_scales_and_what_has_none(network, groups):
     with pytest.warns(UserWarning, match="1 of 2 groups.*inner"):
         scores = pruning.importance(network, groups, "batchnorm")
@@ -141,5 +185,5 @@ def test_wrong_choices_are_refused(groups, settings, message):
 
 
 def test_unknown_method(network, groups):
-    with pytest.raises(UserError, match=r"l1, l2, batchnorm, taylor, random.*'l3'"):
+    with pytest.raises(UserError, match=r"l1, l2, group, batchnorm, taylor, random.*'l3'"):
         pruning.importance(network, groups, "l3")

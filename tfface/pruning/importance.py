@@ -14,8 +14,11 @@ from tfface.errors import UserError
 from tfface.pruning.channels import CONSUMER, PRODUCER
 from tfface.pruning.graph import ChannelGroup, find_layers
 
-METHODS = ("l1", "l2", "batchnorm", "taylor", "random")
+METHODS = ("l1", "l2", "group", "batchnorm", "taylor", "random")
 SCOPES = ("global", "block", "layer")
+
+SCALES = ("gamma", "scale")
+"""Variables of layers that multiply each channel by a number."""
 
 
 def importance(
@@ -25,6 +28,11 @@ def importance(
 
     - "l1", "l2": norm of all filters that make the unit, those of all layers that a shortcut joins taken together.
       Li et al., Pruning Filters for Efficient ConvNets (ICLR 2017).
+    - "group": mean over all that belongs to the unit: the filters that make it, the scales and depthwise filters that
+      it passes, and the slices of the layers that read it. Each is rated by its L2 norm divided by the mean of the
+      norms in that layer: so a layer of many or large weights counts no more than a scale, and what is average in
+      every layer is rated 1. Fang et al., DepGraph: Towards Any Structural Pruning (CVPR 2023), rate whole groups by
+      the sum of squares, without this balance.
     - "batchnorm": mean of the absolute scales of the batch normalisations that it passes. Liu et al., Learning
       Efficient Convolutional Networks through Network Slimming (ICCV 2017).
     - "taylor": first-order estimate of how far the loss moves when everything that makes the unit is set to 0, the
@@ -58,6 +66,8 @@ def importance(
         return _taylor(model, groups, layers, data, loss)
     if method == "batchnorm":
         return _batchnorm(groups, layers)
+    if method == "group":
+        return {group.name: _group(group, layers) for group in groups}
     power = int(method[1])
     scores = {}
     for group in groups:
@@ -184,6 +194,18 @@ def _by_unit(member, values, width):
     along = values.sum(axis=tuple(axis for axis in range(values.ndim) if axis != member.axis))
     inside = member.units >= 0
     return np.bincount(member.units[inside], along[inside], minlength=width)
+
+
+def _group(group, layers):
+    total, count = np.zeros(group.width), np.zeros(group.width)
+    for member in group.members:
+        name = member.variable.split(".")[-1]
+        if member.role in (PRODUCER, CONSUMER) or name in SCALES or name.endswith("kernel"):
+            norms = np.sqrt(_by_unit(member, _value(layers, member) ** 2, group.width))
+            own = np.unique(member.units[member.units >= 0])
+            total[own] += norms[own] / (norms[own].mean() or 1.0)
+            count[own] += 1
+    return total / count
 
 
 def _batchnorm(groups, layers):
