@@ -1,5 +1,6 @@
 import base64
 import contextlib
+import functools
 import http.client
 import io
 import itertools
@@ -22,6 +23,7 @@ from werkzeug.test import Client
 from tfface import cli
 from tfface.errors import UserError
 from tfface.faces import synthesize
+from tfface.faces.track import Tracker
 from tfface.online import app as module
 from tfface.online.app import App, make_app_server
 from tfface.online.live import load_live_detector
@@ -172,6 +174,17 @@ def test_a_taken_port_is_one_line(tiny_run, app, capsys):
     assert f"127.0.0.1:{port} cannot be served" in capsys.readouterr().err
 
 
+def test_ctrl_c_is_how_the_page_ends(shots, monkeypatch, capsys):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "ShotPredictor", lambda *_, **__: contextlib.nullcontext(shots))
+    monkeypatch.setattr(module, "Predictor", lambda *_: None)
+    monkeypatch.setattr(module.BaseWSGIServer, "serve_forever", interrupted)
+    assert cli.main(["app", "--port", "0"]) == 0
+    assert "http://127.0.0.1:" in capsys.readouterr().out
+
+
 ON_PIPES = """
 import fcntl, os, sys
 pipes = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 10) for number in sys.argv[1:3]]
@@ -271,8 +284,10 @@ CHANGED = """(() => {  // pixels of the overlay in the colours of faces 1 and 2
 })()"""
 
 
-def test_the_page_in_a_browser(app, browser, people, tmp_path):
+def test_the_page_in_a_browser(app, browser, people, tmp_path, monkeypatch):
     """Live: the overlay shows the two faces of the webcam. Photo: a file that is chosen, its boxes and bars."""
+    # On a busy machine seconds pass between two frames: tracks that are remembered longer do not mind.
+    monkeypatch.setattr(module, "Tracker", functools.partial(Tracker, remember=60))
     app._sessions.clear()
     with served(app) as port:
         browser("Page.navigate", url=f"http://127.0.0.1:{port}/")

@@ -1,15 +1,18 @@
 """What docs/stream.md shows works as it stands there."""
 
 import re
+import textwrap
 from pathlib import Path
 
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "stream.md").read_text()
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "stream.md").read_text()
 
 
 def test_your_own_loop(tiny_run, clip, capsys):
     """The ten lines of the page, on a clip and with a model that are at hand."""
     (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     assert len(block.splitlines()) <= 10
+    assert textwrap.indent(block, " " * 4) in (ROOT / "README.md").read_text()
     for shown, ours in (('"arg"', repr(str(tiny_run.folder))), ('"0"', repr(str(clip))), ('"yolo"', '"mtcnn"')):
         assert shown in block
         block = block.replace(shown, ours)

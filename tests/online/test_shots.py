@@ -9,6 +9,7 @@ from tfface.faces.detect import load_detector
 from tfface.faces.quality import Quality
 from tfface.online import shots as module
 from tfface.online.shots import Shot, ShotPredictor, TrackShots, average
+from tfface.serving.predictor import Predictor
 
 
 def shot(quality, female, time=0.0):
@@ -138,11 +139,15 @@ def test_wrong_numbers():
         ShotPredictor("arg", workers=0)
 
 
-def test_eight_threads_give_bitwise_what_one_gives(shots, people):
+@pytest.mark.parametrize("model", ["arg", "compact"])
+def test_eight_threads_give_bitwise_what_one_gives(model, people, request):
     """Model, MTCNN and YOLO are shared by all threads of a stream and all webcams of the page."""
-    predictor = shots.predictor
+    if model == "arg":
+        request.getfixturevalue("facenet")  # what its head stands on
+    predictor = Predictor(model)
     detectors = [load_detector("mtcnn", min_face_size=40), load_detector("yolo")]
-    crops = np.stack([people[number][100:260, 80:240] for number in range(0, 16, 2)])
+    height, width = predictor.recipe.image_size
+    crops = np.stack([people[number][100 : 100 + height, 80 : 80 + width] for number in range(0, 16, 4)])
 
     def work():
         outputs = predictor.predict_crops(crops)

@@ -15,7 +15,7 @@ from tfface.errors import UserError
 from tfface.faces.detect import Faces
 from tfface.online import stream as module
 from tfface.online.capture import Source
-from tfface.online.live import LiveFaces, distinct, load_live_detector
+from tfface.online.live import LiveFaces, SecondLook, distinct, load_live_detector
 from tfface.online.record import recorder
 from tfface.online.stream import Stream, draw
 
@@ -55,15 +55,17 @@ def test_every_frame_of_a_file_is_drawn_and_written(tiny_run, clip, people, tmp_
 def test_late_frames_are_dropped_counted_and_never_shown(shots, clip, people):
     """A slow output sees the newest frames; nothing piles up."""
     stream = Stream(Source(clip), LiveFaces(shots, *load_live_detector("mtcnn")))
-    ages, numbers = [], []
+    ages, numbers, times = [], [], [time.monotonic()]
     for frame, _ in stream.run():
-        ages.append(time.monotonic() - frame.captured)
+        times.append(time.monotonic())
+        ages.append(times[-1] - frame.captured)
         numbers.append(frame.number)
         time.sleep(0.4)
     assert numbers == sorted(set(numbers))
     assert len(numbers) + stream.dropped == len(people)
     assert stream.dropped > 10
-    assert max(ages) < 1.5  # three frames at most wait: one in each queue's place
+    # Three frames at most wait, one in each queue's place; on a busy machine a turn takes longer than it should.
+    assert max(ages) < 3 * max(0.5, np.diff(times).max())
     status = stream.status()
     for stage in ("wait", "detect", "track", "total"):
         assert f"{stage} " in status
@@ -128,6 +130,25 @@ def test_a_recording_keeps_its_times_and_its_size(tmp_path):
     assert {frame.shape for frame in frames} == {(90, 120, 3)}
 
 
+KILLED = """
+import os, sys
+import numpy as np
+from tfface.online.record import Recorder
+video = Recorder(sys.argv[1], 15)
+for number in range(100):
+    video.write(np.full((90, 120, 3), number, np.uint8), number / 15)
+os._exit(9)
+"""
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_killed_process_leaves_a_video_but_for_its_last_seconds(suffix, tmp_path):
+    path = tmp_path / f"x{suffix}"
+    done = subprocess.run([sys.executable, "-c", KILLED, str(path)], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (9, "")
+    assert len(frames_of(path)[0]) >= 60
+
+
 def test_what_was_recorded_is_kept_when_a_stage_fails(shots, clip, tmp_path, monkeypatch):
     calls = []
 
@@ -177,6 +198,61 @@ def test_live_faces_want_time_to_go_on(shots, people):
     live(people[0], 1.0)
     with pytest.raises(UserError, match="order of their times"):
         live(people[0], 0.5)
+
+
+class Given:
+    """A detector that finds what it is told to, and counts how often it was asked."""
+
+    def __init__(self, faces):
+        self.faces, self.calls = faces, 0
+
+    def __call__(self, images):
+        self.calls += 1
+        return [self.faces]
+
+
+def faces_at(*boxes, landmarks=False, score=0.4):
+    boxes = np.array(boxes, "float32").reshape(-1, 4)
+    points = np.ones((len(boxes), 5, 2), "float32") if landmarks else None
+    return Faces(boxes, np.full(len(boxes), score, "float32"), points)
+
+
+def test_mtcnn_looks_where_a_face_is_missed_and_once_a_second():
+    here, there, frame = (10, 10, 60, 70), (200, 50, 260, 120), np.zeros((360, 640, 3), np.uint8)
+    better = Given(faces_at(here, there, landmarks=True, score=0.95))
+    look = SecondLook(better)
+    first = look(frame, 0.0, faces_at((12, 8, 58, 72)), 0.5)
+    np.testing.assert_array_equal(first.boxes, np.array([(12, 8, 58, 72), there], "float32"))
+    np.testing.assert_allclose(first.scores, [0.4, 0.95])
+    assert np.isnan(first.landmarks[0]).all()
+    assert (first.landmarks[1] == 1).all()
+    look.expect(first.boxes)
+    look(frame, 0.1, faces_at(here, there), 0.5)  # both are found: no need
+    assert better.calls == 1
+    assert len(look(frame, 0.2, faces_at(there), 0.5)) == 2  # one is missed
+    look.expect(np.zeros((0, 4)))  # it has gone
+    look(frame, 0.3, faces_at(there), 0.5)
+    assert better.calls == 2
+    look(frame, 1.3, faces_at(there), 0.5)  # nothing is missed, but a second is over
+    assert better.calls == 3
+
+
+def test_a_large_frame_is_shrunk_for_the_second_look():
+    better = Given(faces_at((10, 10, 60, 70), landmarks=True))
+    found = SecondLook(better)(np.zeros((720, 1280, 3), np.uint8), 0.0, faces_at(), 0.5)
+    np.testing.assert_array_equal(found.boxes, [[20, 20, 120, 140]])
+    assert (found.landmarks == 2).all()
+    assert found.scores[0] == 0.5  # it counts as certain
+
+
+def test_faces_that_the_fast_detector_never_finds_are_tracked(shots, people):
+    blind = Given(faces_at())
+    live = LiveFaces(shots, blind)
+    for number in range(4):
+        faces = live(people[number], number / 15)
+    assert [face.number for face in faces] == [1, 2]
+    assert LiveFaces(shots, blind, look_again=False)(people[0], 0.0) == []
+    shots.flush()
 
 
 def test_a_face_that_is_found_twice_counts_once():

@@ -7,6 +7,7 @@ queue. Photos and frames are held in memory while they are looked at, and nowher
 
 from __future__ import annotations
 
+import contextlib
 import importlib.resources
 import json
 import re
@@ -245,5 +246,7 @@ def serve(
             )
         shown = f"[{host}]" if ":" in host else host
         print(f"tfface app: http://{shown}:{server.port}  (Ctrl-C ends it)", flush=True)
-        server.serve_forever()
+        with contextlib.suppress(KeyboardInterrupt):
+            server.serve_forever()
+        server.server_close()
     return 0

@@ -171,8 +171,10 @@ class Source:
             capture = cv2.VideoCapture(int(self.name))
             capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         else:
-            waits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, NO_ANSWER, cv2.CAP_PROP_READ_TIMEOUT_MSEC, NO_ANSWER]
-            capture = cv2.VideoCapture(self.name, cv2.CAP_FFMPEG, [] if self.is_file else waits)
+            # None (0) for a file: a process that is suspended in the middle of a read would take it for the end.
+            most = 0 if self.is_file else NO_ANSWER
+            waits = [cv2.CAP_PROP_OPEN_TIMEOUT_MSEC, most, cv2.CAP_PROP_READ_TIMEOUT_MSEC, most]
+            capture = cv2.VideoCapture(self.name, cv2.CAP_FFMPEG, waits)
         if capture.isOpened():
             return capture
         capture.release()

@@ -11,9 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from tfface.faces.detect import Detector, Faces, load_detector
+from tfface.faces.mtcnn import MTCNN
 from tfface.faces.track import UNSURE, CutDetector, Tracker
 from tfface.online.shots import ShotPredictor, TrackShots
 from tfface.serving.predictor import FaceAttributes
@@ -23,6 +25,13 @@ THRESHOLDS = {"yolo": (0.3, 0.5), "mtcnn": (0.7, 0.9)}
 
 MIN_FACE_SIZE = 40
 """MTCNN's smallest face, pixels: smaller ones show the model nothing, and a quarter of the work is left."""
+
+LOOK_AGAIN = 1.0
+"""Seconds after which a frame is looked over by MTCNN too, though no face is missing: for those that the fast detector
+never finds."""
+
+LOOK_SIDE = 640
+"""The longer side of the frame that MTCNN looks over, pixels: larger ones are shrunk, which bounds the time."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,8 @@ class LiveFaces:
         tracker: numbers them, its threshold fitting the detector's; one with defaults if None.
         most_shots: shots of a track that are averaged at most.
         wait: wait for room among the waiting shots instead of turning one away: for files, where no frame is late.
+        look_again: have MTCNN look where a fast detector loses a face that was there in the frame before, and
+            everywhere once a second. The fast one does most frames; MTCNN keeps faces that lean or turn away.
     """
 
     def __init__(
@@ -75,6 +86,7 @@ class LiveFaces:
         tracker: Tracker | None = None,
         most_shots: int = 8,
         wait: bool = False,
+        look_again: bool = True,
     ):
         self.shots = shots
         self.detector = detector
@@ -84,6 +96,7 @@ class LiveFaces:
         self._cut = CutDetector()
         self._tracks: dict[int, TrackShots] = {}
         self._seen: dict[int, float] = {}
+        self._again = SecondLook(shots.detector) if look_again and not isinstance(detector, MTCNN) else None
 
     @classmethod
     def load(cls, model: str | Path = "arg", detector: str = "yolo", bfloat16: bool = False, **options) -> LiveFaces:
@@ -93,7 +106,7 @@ class LiveFaces:
             model: a run's folder, or a shipped model.
             detector: "yolo" (the fastest), "mtcnn", "dlib" or "yolo:FILE.onnx".
             bfloat16: compute the model in bfloat16 where the processor can.
-            **options: `most_shots` and `wait`, as of the class.
+            **options: `most_shots`, `wait` and `look_again`, as of the class.
 
         Raises:
             UserError: no such model or detector.
@@ -122,10 +135,14 @@ class LiveFaces:
         timing = self.shots.timing
         with timing.measure("detect"):
             found = distinct(self.detector([image])[0])
+            if self._again:
+                found = self._again(image, time, found, self.tracker.sure)
         if self._cut(image):
             self.tracker.reset()
         with timing.measure("track"):
             numbers = self.tracker.update(found, time)
+        if self._again:
+            self._again.expect(found.boxes[(numbers != UNSURE) | (found.scores >= self.tracker.sure)])
         faces = []
         for index, number in enumerate(map(int, numbers)):
             if number == UNSURE:
@@ -147,15 +164,59 @@ class LiveFaces:
             del self._seen[number], self._tracks[number]
 
 
+class SecondLook:
+    """A better, slower detector looks at a frame in which the fast one has lost a face, and at one a second anyway.
+
+    Args:
+        detector: the better one; what it finds counts as certain.
+    """
+
+    def __init__(self, detector: Detector):
+        self.detector = detector
+        self._expected = np.zeros((0, 4), np.float32)
+        self._looked = float("-inf")
+
+    def __call__(self, image: np.ndarray, time: float, found: Faces, sure: float) -> Faces:
+        """The faces that were found, and those that only the second look finds, their scores at least `sure`."""
+        missing = any(not _inside(box, found.boxes) for box in self._expected)
+        if not missing and time - self._looked < LOOK_AGAIN:
+            return found
+        self._looked = time
+        scale = min(1.0, LOOK_SIDE / max(image.shape[:2]))
+        if scale < 1:
+            image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        others = self.detector([image])[0]
+        boxes, points = others.boxes / scale, others.landmarks / scale
+        new = [
+            index
+            for index, box in enumerate(boxes)
+            if not _inside(box, found.boxes) and not any(_inside(one, boxes[[index]]) for one in found.boxes)
+        ]
+        known = np.full((len(found), 5, 2), np.nan, np.float32) if found.landmarks is None else found.landmarks
+        return Faces(
+            np.concatenate([found.boxes, boxes[new]]),
+            np.concatenate([found.scores, np.maximum(others.scores[new], sure)]),
+            np.concatenate([known, points[new]]),
+        )
+
+    def expect(self, boxes: np.ndarray) -> None:
+        """Notes where faces are in this frame, (n, 4), pixels: in the next one they are missed."""
+        self._expected = boxes
+
+
 def distinct(faces: Faces) -> Faces:
     """Leaves out each face whose middle lies in the box of a surer one: the same face, seen twice, or one behind it."""
     kept: list[int] = []
-    for index, (x0, y0, x1, y1) in enumerate(faces.boxes):
-        x, y = (x0 + x1) / 2, (y0 + y1) / 2
-        boxes = faces.boxes[kept]
-        if not ((boxes[:, :2] <= (x, y)) & ((x, y) <= boxes[:, 2:])).all(axis=1).any():
+    for index, box in enumerate(faces.boxes):
+        if not _inside(box, faces.boxes[kept]):
             kept.append(index)
     return faces.select(kept)
+
+
+def _inside(box: np.ndarray, boxes: np.ndarray) -> bool:
+    """Whether the middle of a box lies in one of several."""
+    middle = (box[:2] + box[2:]) / 2
+    return bool(((boxes[:, :2] <= middle) & (middle <= boxes[:, 2:])).all(axis=1).any())
 
 
 def load_live_detector(name: str) -> tuple[Detector, Tracker]:

@@ -18,11 +18,14 @@ from tfface.errors import UserError
 CLOCK = 1000
 """Times in a video are counted in this part of a second."""
 
+BETWEEN_KEYS = 2.0
+"""Seconds between two key frames: with each of them what came before is written out."""
+
 
 class Recorder:
     """An H.264 video whose frames stand at their own times, so it plays at the pace of life though frames were dropped.
 
-    It is written in fragments: even what a killed process leaves behind can be played.
+    It is written in fragments: what a killed process leaves behind can be played but for its last seconds.
 
     Args:
         path: where; ends in .mp4 or .mkv.
@@ -33,7 +36,8 @@ class Recorder:
         import av
 
         self._av = av
-        self._container = av.open(str(path), "w", options={"movflags": "frag_keyframe+empty_moov"})
+        fragments = {"movflags": "frag_keyframe+empty_moov"} if Path(path).suffix.lower() == ".mp4" else {}
+        self._container = av.open(str(path), "w", options={"flush_packets": "1", **fragments})
         self._rate = round(rate)
         self._stream = None
         self._last = -1
@@ -62,9 +66,8 @@ class Recorder:
         self._container.close()
 
     def _begin(self, height: int, width: int) -> None:
-        self._stream = self._container.add_stream(
-            "libx264", rate=self._rate, options={"preset": "veryfast", "crf": "23", "tune": "zerolatency"}
-        )
+        options = {"preset": "veryfast", "crf": "23", "tune": "zerolatency", "g": str(round(BETWEEN_KEYS * self._rate))}
+        self._stream = self._container.add_stream("libx264", rate=self._rate, options=options)
         # H.264 halves the colours' resolution, so sides are even.
         self._stream.width, self._stream.height = max(2, width // 2 * 2), max(2, height // 2 * 2)
         self._stream.pix_fmt = "yuv420p"

@@ -157,8 +157,8 @@ class ShotPredictor:
         if min(workers, waiting) < 1:
             raise UserError(f"workers and waiting shots must be at least 1, received {workers} and {waiting}")
         # Landmarks decide alignment and quality; MTCNN also has a second opinion on whether it is a face at all.
-        self._landmarks = load_detector("mtcnn", min_face_size=LANDMARK_SIDE // 4, score_threshold=0.9)
-        self.predictor = Predictor(predictor, self._landmarks) if isinstance(predictor, str | Path) else predictor
+        self.detector = load_detector("mtcnn", min_face_size=LANDMARK_SIDE // 4, score_threshold=0.9)
+        self.predictor = Predictor(predictor, self.detector) if isinstance(predictor, str | Path) else predictor
         self.timing = timing or Timing()
         self.counts: Counter[str] = Counter()
         """Shots by what became of them: predicted, no landmarks, poor, not better, turned away (the queue was full)."""
@@ -255,7 +255,7 @@ class ShotPredictor:
         while count <= AT_ONCE:
             self.predictor.predict_crops(np.zeros((count, height, width, 3), np.uint8))
             count *= 2
-        self._landmarks([np.zeros((LANDMARK_SIDE, LANDMARK_SIDE, 3), np.uint8)])
+        self.detector([np.zeros((LANDMARK_SIDE, LANDMARK_SIDE, 3), np.uint8)])
 
     def _work(self, ready: threading.Event) -> None:
         # TensorFlow keeps this choice for each thread: made elsewhere, it would not hold here.
@@ -331,7 +331,7 @@ class ShotPredictor:
             return
         side = (LANDMARK_SIDE, LANDMARK_SIDE)
         squares = [cv2.resize(request.patch, side, interpolation=cv2.INTER_AREA) for request in requests]
-        for request, faces in zip(requests, self._landmarks(squares), strict=True):
+        for request, faces in zip(requests, self.detector(squares), strict=True):
             scale = np.array(request.patch.shape[1::-1]) / LANDMARK_SIDE
             boxes = faces.boxes * np.tile(scale, 2)
             overlaps = [_overlap(box, request.box) for box in boxes]

@@ -280,6 +280,7 @@ def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
 
 def _check_screen() -> None:
     """OpenCV ends the whole process where it finds no screen, so it is asked for beforehand."""
+    os.environ.setdefault("QT_LOGGING_RULES", "default.warning=false")  # it misses fonts that the window does not use
     if sys.platform.startswith("linux") and not os.environ.get("DISPLAY"):
         raise UserError(
             "There is no screen to show the stream on (DISPLAY is not set). Write it with --save FILE or --jsonl FILE, "
