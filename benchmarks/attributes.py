@@ -3,10 +3,11 @@
     python3 -m venv peers && peers/bin/pip install facenet-pytorch
     python benchmarks/attributes.py --peers peers/bin/python --csv benchmarks/attributes.csv
 
-- age, gender and race of aligned face crops: tfface's exported SavedModel of the shipped ARG model (uint8 crops in,
-  preprocessing, the mirrored view and all three answers inside) | the three VGG-Face graphs at 224 pixels that
-  deepface 0.0.9x runs, with random weights, one face and one graph after the other as its `analyze` does | FairFace's
-  ResNet34 in PyTorch, one face after the other as its `predict.py` does;
+- age, gender and race of aligned face crops: tfface's exported SavedModels of the two shipped models, ARG (uint8 crops
+  in, preprocessing, the mirrored view and all three answers inside) and the compact network (uint8 crops in, the three
+  answers out) | the three VGG-Face graphs at 224 pixels that deepface 0.0.9x runs, with random weights, one face and
+  one graph after the other as its `analyze` does | FairFace's ResNet34 in PyTorch, one face after the other as its
+  `predict.py` does;
 - embeddings of 160x160 crops: tfface's exported FaceNet | facenet-pytorch's, the same architecture;
 - a training step of ResNet50, 224 pixels, SGD with momentum: keras.applications' with and without XLA | torchvision's.
 
@@ -96,9 +97,10 @@ def deepface_networks() -> Callable:
     return analyze
 
 
-def served_arg(folder: Path, bfloat16: bool = False) -> Callable:
+def exported(model: str, folder: Path, bfloat16: bool = False) -> Callable:
+    """A shipped model as users get it: `tfface export`, loaded again."""
     if not folder.exists():
-        export_saved_model(find_model("arg"), folder, bfloat16)
+        export_saved_model(find_model(model), folder, bfloat16)
     served = tf.saved_model.load(str(folder))
     signature = served.signatures["serving_default"]
     return lambda images, served=served: signature(images=tf.constant(images))["age"].numpy()
@@ -115,11 +117,13 @@ def attributes(peers, folder):
     """Yield (what, who, faces, function of faces that gives its seconds)."""
     draw = np.random.default_rng(0)
     crops = draw.integers(0, 256, (32, 200, 200, 3), "uint8")
-    ours, bfloat16 = served_arg(folder / "arg"), served_arg(folder / "arg-bfloat16", bfloat16=True)
     what = "age, gender, race"
-    yield what, "tfface, 32 at once", crops, timed(ours)
-    yield what, "tfface, one at a time", crops[:1], timed(ours)
-    yield what, "tfface --bfloat16, 32 at once", crops, timed(bfloat16)
+    for model in ("arg", "compact"):
+        ours = exported(model, folder / model)
+        bfloat16 = exported(model, folder / f"{model}-bfloat16", bfloat16=True)
+        yield what, f"tfface, {model}, 32 at once", crops, timed(ours)
+        yield what, f"tfface, {model}, one at a time", crops[:1], timed(ours)
+        yield what, f"tfface, {model} --bfloat16, 32 at once", crops, timed(bfloat16)
     large = draw.uniform(0, 1, (1, 224, 224, 3)).astype("float32")
     yield what, "deepface's three VGG-Face graphs", large, timed(deepface_networks())
     if peers:

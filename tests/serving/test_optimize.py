@@ -101,10 +101,50 @@ def test_models_in_models_are_folded_too():
     assert_same(inner, sequential)
 
 
+def convolutions(model):
+    return sorted(layer.filters for layer in model._flatten_layers() if isinstance(layer, layers.Conv2D))
+
+
+def test_branches_that_begin_alike_are_joined():
+    inputs = keras.Input((8, 8, 3))
+    one, two, three = (
+        layers.ReLU()(layers.Conv2D(width, 1, bias_initializer="normal", name=f"branch{width}")(inputs))
+        for width in (4, 5, 6)
+    )
+    x = layers.Concatenate()([one, layers.Conv2D(7, 3, padding="same")(two), three])
+    inner = keras.Model(inputs, x, name="inner")
+    model = keras.Sequential([keras.Input((8, 8, 3)), inner, layers.Conv2D(2, 1), layers.GlobalAveragePooling2D()])
+    joined = optimize.join(model)
+    assert convolutions(model) == [2, 4, 5, 6, 7]
+    assert convolutions(joined) == [2, 7, 15]
+    assert joined.get_layer("inner").get_layer("branch5").filters == 15
+    assert_same(model, joined)
+
+
+def test_what_is_not_alike_is_not_joined():
+    inputs = keras.Input((8, 8, 4))
+    relu = layers.ReLU()(layers.Conv2D(3, 1)(inputs))
+    others = [
+        layers.Activation("gelu")(layers.Conv2D(3, 1)(inputs)),
+        layers.Conv2D(3, 1, activation="relu")(inputs),
+        layers.Conv2D(3, 1)(inputs),
+        layers.ReLU()(layers.Conv2D(3, 3, padding="same")(inputs)),
+        layers.ReLU()(layers.Conv2D(3, 1)(relu)),
+        layers.ReLU()(layers.Conv2D(4, 1, groups=2)(inputs)),
+        layers.ReLU()(layers.Conv2D(3, 1, use_bias=False)(inputs)),
+    ]
+    shared = layers.Conv2D(4, 1)
+    twice = layers.ReLU()(shared(layers.ReLU()(shared(inputs))))
+    model = keras.Model(inputs, [relu, *others, twice])
+    joined = optimize.join(model)
+    assert convolutions(joined) == convolutions(model)
+    assert_same(model, joined)
+
+
 @pytest.mark.parametrize("name", [name for name in MODELS if name != "inception_resnet_v1"])  # arg holds it
 def test_every_network_stays_the_same(name):
     model = unsettled(MODELS[name]())
-    assert_same(model, optimize.fold(model), 2e-5)
+    assert_same(model, optimize.join(optimize.fold(model)), 2e-5)
 
 
 def test_keras_applications():
@@ -115,13 +155,15 @@ def test_keras_applications():
 
 
 def test_bfloat16_keeps_two_hundredths_and_gives_float32():
-    keras.utils.set_random_seed(0)  # what is lost depends on the weights
     model = unsettled(MODELS["resnet"]())
     folded = optimize.fold(model, bfloat16=True)
     assert folded.get_layer("conv2_block1_1_conv").compute_dtype == "bfloat16"
     assert folded.get_layer("conv2_block1_1_conv").variable_dtype == "float32"
     assert folded.get_layer("avg_pool").compute_dtype == "float32"
-    assert_same(model, folded, 2e-2)  # of a random network; a trained FaceNet keeps 3e-3
+    # Of the features: the softmax of random heads blows up what is lost, or hides it. A trained FaceNet keeps 3e-3.
+    parts = [keras.Model(each.input, each.get_layer("avg_pool").output) for each in (model, folded)]
+    assert_same(*parts, 2e-2)
+    assert all(tensor.dtype == "float32" for tensor in outputs(folded))
 
 
 def test_frozen_functions_have_no_variables():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -215,7 +216,7 @@ def check_shards(builder: tfds.core.DatasetBuilder, split: str) -> None:
         except tf.errors.NotFoundError:
             reason = "it is missing"
         except tf.errors.DataLossError as error:
-            reason = f"corrupted record at byte {str(error).partition('record at ')[2].split()[0]}"
+            reason = "corrupted record at byte " + re.search(r"record at (\d+)", str(error))[1]
         if reason:
             raise UserError(
                 f"The file {path} of the data set {builder.info.full_name} is damaged: {reason}. Remove "

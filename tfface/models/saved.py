@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import keras
@@ -20,4 +21,6 @@ def load_saved(file: str | Path) -> keras.Model:
         return keras.saving.load_model(file, compile=False)
     except Exception as error:  # keras raises many kinds for a damaged file
         reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if Path(file).is_file() and not zipfile.is_zipfile(file):  # Keras says of such a file that it is not there
+            reason = "it is damaged or no .keras file"
         raise UserError(f"The model file {file} cannot be read: {reason}") from error

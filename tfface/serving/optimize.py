@@ -5,7 +5,7 @@ What each step brings is measured in `docs/speed.md`.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable
 
 import keras
@@ -28,6 +28,9 @@ KERNELS = {
 }
 """Layers that take in what scales and shifts their channels -> the kernel to scale, and the axes that its output
 channels lie along. Subclasses may compute otherwise and are left alone."""
+
+ALIKE = ("kernel_size", "strides", "padding", "dilation_rate", "activation", "use_bias", "dtype")
+"""What convolutions that are joined have in common."""
 
 
 def fold(model: keras.Model, bfloat16: bool = False) -> keras.Model:
@@ -77,6 +80,55 @@ def fold(model: keras.Model, bfloat16: bool = False) -> keras.Model:
         if id(layer) in folded:
             weights = _folded_weights(layer, folded[id(layer)])
         new.set_weights(weights)
+    return result
+
+
+def join(model: keras.Model) -> keras.Model:
+    """Build the network with convolutions that look alike and read the same tensor computed as one.
+
+    The branches of an Inception block begin so. One wide convolution reads its input once and is one step instead of
+    two or three; its channels are then split. Only convolutions that the same activation follows, or none, are joined:
+    TensorFlow computes it in the same step.
+
+    Args:
+        model: a built functional or sequential `keras.Model`, models inside it included. It is left as it is.
+
+    Returns:
+        A functional model that gives the same; of joined layers it holds one, by the name of one. Layers that
+        are not joined are the model's own.
+
+    Raises:
+        UserError: the model has no functional graph.
+    """
+    graph = graph_of(model)
+    places, gone, wide, parts = {}, set(), {}, {}
+    for number, members in enumerate(_alike(graph)):
+        convolutions, activations = zip(*members, strict=True)
+        config = convolutions[0].get_config() | {"filters": sum(each.filters for each in convolutions)}
+        wide[number] = layers.Conv2D.from_config(config), activations[0], convolutions
+        places.update({id(each): (number, place) for place, each in enumerate(convolutions)})
+        gone.update(id(each) for each in activations if each)
+
+    def call(layer, *arguments, **keywords):
+        if id(layer) in gone:
+            return arguments[0]
+        if id(layer) not in places:
+            return layer(*arguments, **keywords)
+        number, place = places[id(layer)]
+        if number not in parts:
+            convolution, activation, convolutions = wide[number]
+            x = convolution(arguments[0])
+            x = type(activation).from_config(activation.get_config())(x) if activation else x
+            borders = np.cumsum([each.filters for each in convolutions])[:-1].tolist()
+            parts[number] = keras.ops.split(x, borders, axis=-1)
+        return parts[number][place]
+
+    result = keras.models.clone_model(
+        graph, clone_function=lambda layer: join(layer) if is_model(layer) else layer, call_function=call
+    )
+    for convolution, _, convolutions in wide.values():
+        weights = zip(*(each.get_weights() for each in convolutions), strict=True)
+        convolution.set_weights([np.concatenate(each, axis=-1) for each in weights])
     return result
 
 
@@ -140,6 +192,30 @@ def _scales_channels(node, axis: int) -> bool:
         return layer.axis % rank == axis and not node.arguments.kwargs.get("training")
     # A list of scales lies along the last axis.
     return type(layer) is layers.Rescaling and (np.ndim(layer.scale) == np.ndim(layer.offset) == 0 or axis == rank - 1)
+
+
+def _alike(graph) -> list[list[tuple[layers.Conv2D, layers.Layer | None]]]:
+    """Groups of two convolutions or more that `join` makes one; with each the activation behind it, or None."""
+    nodes = list(calls(graph))
+    called = Counter(id(node.operation) for node in nodes)
+    used = Counter(id(tensor) for node in nodes for tensor in node.input_tensors)
+    used.update(id(tensor) for tensor in graph.outputs)
+    reader = {id(tensor): node.operation for node in nodes for tensor in node.input_tensors}
+    groups = defaultdict(list)
+    for node in nodes:
+        layer, made = node.operation, id(node.output_tensors[0])
+        if type(layer) is not layers.Conv2D or called[id(layer)] > 1 or layer.quantization_mode:
+            continue
+        if layer.groups > 1 or layer.data_format != "channels_last":
+            continue
+        behind = reader.get(made) if used[made] == 1 else None
+        if type(behind) not in (layers.Activation, layers.ReLU) or called[id(behind)] > 1:
+            behind = None
+        config = layer.get_config()
+        kind = [config[name] for name in ALIKE]
+        after = {**behind.get_config(), "name": type(behind).__name__} if behind else None
+        groups[id(node.input_tensors[0]), str(kind), str(after)].append((layer, behind))
+    return [members for members in groups.values() if len(members) > 1]
 
 
 def _scale_and_shift(layer) -> tuple[np.ndarray, np.ndarray]:
