@@ -253,7 +253,7 @@ def export(
 
     Args:
         folder: a run's folder, or the name of a shipped model.
-        out: where to; its name in `EXPORTED`, in the run's folder, if None.
+        out: where to; if None its name in `EXPORTED`, in the run's folder, of a shipped model in `runs/NAME`.
         form: "saved_model", "onnx" or "litert".
         bfloat16: of a SavedModel, compute in bfloat16.
         int8: of a LiteRT file, weights and feature maps in int8, their ranges from faces of the training split.
@@ -265,13 +265,15 @@ def export(
     Raises:
         UserError: an option that the format has not, no trained model, or an export that gives other outputs.
     """
-    from tfface.serving.predictor import find_model
+    from tfface.serving.predictor import SHIPPED, find_model
 
     for chosen, option, needed in ((bfloat16, "--bfloat16", "saved_model"), (int8, "--int8", "litert")):
         if chosen and form != needed:
             raise UserError(f"{option} belongs to --format {needed}, received --format {form}")
     run = find_model(folder)
-    target = Path(out) if out else run.folder / EXPORTED[form]
+    # The package itself may be read-only, and is no place to write to.
+    home = Path("runs") / run.folder.name if run.folder.parent == SHIPPED else run.folder
+    target = Path(out) if out else home / EXPORTED[form]
     if form == "saved_model":
         from tfface.serving.export import export_saved_model
 

@@ -2,18 +2,20 @@ import csv
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tfface import cli
+from tfface import cli, commands
 from tfface.errors import UserError
 from tfface.faces import synthesize
 from tfface.serving.predictor import Predictor, find_model
 
 SERVE = """
 import sys
+from pathlib import Path
 for name in ("tfface", "keras", "tf_keras"):
     sys.modules[name] = None  # only TensorFlow is there
 import numpy as np
@@ -117,3 +119,9 @@ def test_no_face_is_exit_code_one(tiny_run, tmp_path):
 def test_unknown_model_lists_the_shipped():
     with pytest.raises(UserError, match="shipped models"):
         find_model("no-such-model")
+
+
+def test_nothing_is_exported_into_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tfface.serving.onnx.export_onnx", lambda run, target: target)
+    assert commands.export("compact", form="onnx") == Path("runs/compact/model.onnx")
