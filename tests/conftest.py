@@ -1,6 +1,11 @@
 """Fixtures that every test may use."""
 
+import ctypes
+import fcntl
+import gc
 import os
+import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +21,15 @@ LONGEST = ("test_jax.py", "test_tutorials.py", "test_distribute.py", "test_tiny.
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory_is_given_back():
+    """Networks hold on to themselves, and glibc to what they leave: a process of many files would take 16 GB."""
+    yield
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _samples() -> Path | None:
@@ -46,6 +60,24 @@ def facenet():
 
 
 @pytest.fixture(scope="session")
+def once(tmp_path_factory):
+    """`once(name, make)`: a copy of the folder that `make(folder)` filled in whichever test process came first."""
+    base = tmp_path_factory.getbasetemp()
+    common = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "common"
+    common.mkdir(exist_ok=True)
+
+    def copied(name, make):
+        with open(common / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not (common / name).exists():
+                make(common / f"{name}.half")
+                (common / f"{name}.half").rename(common / name)
+        return shutil.copytree(common / name, tmp_path_factory.mktemp(name), symlinks=True, dirs_exist_ok=True)
+
+    return copied
+
+
+@pytest.fixture(scope="session")
 def home(facenet, tmp_path_factory):
     """A fresh $TFFACE_HOME for the session: cached features start empty, fetched weights are those of the machine."""
     from tfface import files
@@ -62,13 +94,14 @@ def home(facenet, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def data_dir(tmp_path_factory):
+def data_dir(once):
     """Where the small synthetic data set is prepared, by the same command that a user types."""
     from tfface import cli
 
-    folder = tmp_path_factory.mktemp("data")
-    assert cli.main(["build", "synthetic_faces/small", "--data-dir", str(folder)]) == 0
-    return folder
+    def make(folder):
+        assert cli.main(["build", "synthetic_faces/small", "--data-dir", str(folder)]) == 0
+
+    return once("data", make)
 
 
 @pytest.fixture(scope="session")
@@ -80,11 +113,17 @@ def tiny_recipe():
 
 
 @pytest.fixture(scope="session")
-def tiny_run(home, data_dir, tiny_recipe, tmp_path_factory):
+def tiny_run(home, data_dir, tiny_recipe, once):
     """A finished run of ARG on synthetic faces, four epochs, with its figures on `test`."""
     from tfface import commands
     from tfface.training.fit import fit
+    from tfface.training.run import Run
 
-    run = fit(tiny_recipe, tmp_path_factory.mktemp("runs") / "arg" / "seed-0", data_dir, verbose=0)
-    commands.evaluate(run.folder, "test", data_dir=data_dir)
-    return run
+    def make(folder):
+        run = fit(tiny_recipe, folder / "arg" / "seed-0", data_dir, verbose=0)
+        commands.evaluate(run.folder, "test", data_dir=data_dir)
+        shutil.copytree(home / "features", folder / "features")
+
+    folder = once("runs", make)
+    shutil.copytree(folder / "features", home / "features", dirs_exist_ok=True)
+    return Run(folder / "arg" / "seed-0")

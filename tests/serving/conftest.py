@@ -32,11 +32,9 @@ def small_run(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def bundle(small_run, tmp_path_factory):
+def bundle(small_run, once):
     """A bundle with one version of one model."""
-    folder = tmp_path_factory.mktemp("serving") / "bundle"
-    bundles.publish(small_run, folder, "faces")
-    return folder
+    return once("bundle", lambda folder: bundles.publish(small_run, folder, "faces"))
 
 
 class Refusal(Exception):
