@@ -7,6 +7,7 @@ from concurrent import futures
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import grpc
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -27,6 +28,7 @@ def small_run(tmp_path_factory):
     recipe = recipes.load("gender", tiny=True).changed(classes=labels.GENDERS, seed=3)
     run = Run(tmp_path_factory.mktemp("runs") / "gender")
     run.begin(recipe, {"name": "synthetic_faces/small", "landmarks": LANDMARKS}, "cpu")
+    keras.utils.set_random_seed(recipe.seed)  # the same in every test process: they share the bundle
     recipe.model().save(run.trained_file)
     return run
 
