@@ -79,7 +79,7 @@ def build(
         builder = module.Builder(config=aligned_config(builder, **align), data_dir=data_dir)
     ready = Path(builder.data_dir)
     if ready.exists():
-        say(f"{builder.info.full_name} is prepared already: {ready}")
+        say(f"{builder.info.full_name} is prepared already: {ready}. To build it anew, remove that folder first.")
         return ready
     for leftover in ready.parent.glob("incomplete.*"):
         say(f"Removing {leftover.name}, which a build that was killed left behind.")

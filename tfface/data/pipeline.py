@@ -138,7 +138,8 @@ def open_dataset(data: str, data_dir: str | Path | None = None) -> tfds.core.Dat
         folder = data_dir or tfds.core.constants.DATA_DIR
         raise UserError(
             f"The data set {data} is not prepared in {folder}. Build it first: "
-            f"`tfface build {data} --manual-dir FOLDER_OF_ITS_FILES`, or name its place with --data-dir."
+            f"`tfface build {data} --manual-dir FOLDER_OF_ITS_FILES`, or name its place with --data-dir. "
+            "`tfface doctor` lists what is prepared."
         )
     return builder
 

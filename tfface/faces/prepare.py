@@ -182,7 +182,7 @@ class _Tally:
             self.without.add(line["path"])
 
     def text(self, done: str = "") -> str:
-        parts = [f"{self.photos} photos", f"{self.faces} faces"]
+        parts = [f"{self.photos} photo{'s' * (self.photos != 1)}", f"{self.faces} face{'s' * (self.faces != 1)}"]
         return "; ".join(
             [", ".join(parts), *self.without.text(f"without a face{done}"), *self.broken.text("could not be read")]
         )

@@ -42,7 +42,7 @@ class FaceAttributes:
         return max(self.probabilities[task], key=self.probabilities[task].get)
 
     def caption(self) -> list[str]:
-        """Two short lines for a picture: gender and age, then race."""
+        """Short lines for a picture: gender and age, then race; where a model has neither, the class of each task."""
         age = self.label("age_group") if "age_group" in self.probabilities else ""
         age = age if self.age is None else f"{self.age:.0f}"
         if self.age_spread is not None:
@@ -53,7 +53,8 @@ class FaceAttributes:
             if ("race" in self.probabilities)
             else ""
         )
-        return [line for line in (first, second) if line]
+        own = [f"{self.label(task)} {max(row.values()):.0%}" for task, row in self.probabilities.items()]
+        return [line for line in (first, second) if line] or own
 
     def to_json(self) -> dict:
         """Plain values for JSON: strings, years, probabilities with four digits."""
