@@ -77,3 +77,21 @@ def test_ctrl_c_is_said(monkeypatch, capsys):
     monkeypatch.setitem(cli.VERBS, "doctor", ("help", stop, lambda _: None, "tfface doctor"))
     assert cli.main(["doctor"]) == 130
     assert "run the same command again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_tensorflow_loads_in_silence_unless_it_fails(fails, tmp_path):
+    failure = "raise ImportError('no')" if fails else ""
+    (tmp_path / "tensorflow.py").write_text(f"import os\nos.write(2, b'chatter')\n{failure}\n")
+    load = f"""
+import sys
+from tfface import cli
+sys.path.insert(0, {str(tmp_path)!r})
+sys.meta_path.insert(0, cli._QuietTensorFlow())
+import tensorflow
+sys.stderr.write("after")
+"""
+    result = subprocess.run([sys.executable, "-c", load], capture_output=True, text=True)
+    assert result.returncode == fails
+    assert ("chatter" in result.stderr, "ImportError: no" in result.stderr) == (fails, fails)
+    assert result.stderr.endswith("after") != fails

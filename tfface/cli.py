@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import sys
+import tempfile
 
 from tfface import __version__
 from tfface.errors import UserError
@@ -21,7 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     # TensorFlow's and absl's start-up chatter is for their developers.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3" and "tensorflow" not in sys.modules:
+        sys.meta_path.insert(0, _QuietTensorFlow())
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
         return options.run(options) or 0
@@ -42,6 +45,40 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print("tfface: the disk is full; free some room and run the same command again.", file=sys.stderr)
         return 2
+
+
+class _QuietTensorFlow:
+    """Keeps back what TensorFlow's libraries write to standard error while they load: no log level counts so early."""
+
+    def find_spec(self, name, path=None, target=None):
+        """Found on `sys.meta_path`: the module as Python finds it, with a loader that is quiet unless it fails."""
+        if name != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec:
+            spec.loader.exec_module = self._quiet(spec.loader.exec_module)
+        return spec
+
+    def _quiet(self, load):
+        def quietly(module):
+            try:
+                stderr = os.dup(2)
+            except OSError:  # there is none
+                return load(module)
+            with tempfile.TemporaryFile() as said:
+                os.dup2(said.fileno(), 2)
+                try:
+                    load(module)
+                except BaseException:
+                    said.seek(0)
+                    os.write(stderr, said.read())
+                    raise
+                finally:
+                    os.dup2(stderr, 2)
+                    os.close(stderr)
+
+        return quietly
 
 
 def _build(options):

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tqdm import tqdm
 
 from tfface import recipes
 from tfface.errors import UserError
@@ -177,7 +178,7 @@ def test_a_generator_that_ends_is_said(sgd):
 
 
 def feed(losses, smoothing=0.0, stop_factor=4.0):
-    test = lr_find._RangeTest(np.geomspace(1e-3, 1, 8), smoothing, stop_factor)
+    test = lr_find._RangeTest(np.geomspace(1e-3, 1, 8), smoothing, stop_factor, tqdm(disable=True))
     test.set_model(SimpleNamespace(stop_training=False))
     for loss in losses:
         test.on_train_batch_end(0, {"loss": loss})

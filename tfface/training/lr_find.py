@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
+from tqdm import tqdm
 
 from tfface import files
 from tfface.errors import UserError
@@ -103,6 +104,7 @@ def find_learning_rate(
     smoothing: float = 0.98,
     stop_factor: float = 4.0,
     batch_size: int = 32,
+    progress: bool = True,
 ) -> LearningRateCurve:
     """Train for some steps while the learning rate grows exponentially, watch the loss, and put everything back.
 
@@ -132,6 +134,7 @@ def find_learning_rate(
         stop_factor: the test ends when the smoothed loss is this many times the lowest one (for a loss below zero: when
             it has risen as far).
         batch_size: examples in a batch, where `data` is a tuple of arrays.
+        progress: show a bar on standard error.
 
     Returns:
         The curve, up to the step at which the loss diverged.
@@ -156,10 +159,11 @@ def find_learning_rate(
             "A range test needs a model that is built and compiled as for training. Received: "
             f"compiled={model.compiled}, built={model.built}. Call model.compile(...), and the model on one batch."
         )
-    test = _RangeTest(np.geomspace(lowest, highest, steps), smoothing, stop_factor)
+    bar = tqdm(total=steps, desc="learning rates", unit="step", disable=not progress)
+    test = _RangeTest(np.geomspace(lowest, highest, steps), smoothing, stop_factor, bar)
     arrays = isinstance(data, tuple)
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data) if arrays else (data, None, None)
-    with _put_back(model), _learning_rate_settable(model), warnings.catch_warnings():
+    with bar, _put_back(model), _learning_rate_settable(model), warnings.catch_warnings():
         # As many epochs as it takes: fit reads the data again, and the callback ends the training. But of a Python
         # generator that has ended Keras would repeat the first two batches.
         warnings.filterwarnings("ignore", message="Your input ran out of data")
@@ -229,9 +233,9 @@ def find_for_recipe(
 class _RangeTest(keras.callbacks.Callback):
     """Set the rate of each step, note the loss of its batch, and end the training."""
 
-    def __init__(self, rates: np.ndarray, smoothing: float, stop_factor: float):
+    def __init__(self, rates: np.ndarray, smoothing: float, stop_factor: float, bar: tqdm):
         super().__init__()
-        self.rates, self.smoothing, self.stop_factor = rates, smoothing, stop_factor
+        self.rates, self.smoothing, self.stop_factor, self.bar = rates, smoothing, stop_factor, bar
         self.losses: list[float] = []
         self.smoothed: list[float] = []
         self.average, self.diverged = 0.0, False
@@ -249,6 +253,8 @@ class _RangeTest(keras.callbacks.Callback):
             self.smoothed.append(self.average / (1 - self.smoothing ** len(self.losses)))
             best = min(self.smoothed)
             self.diverged = self.smoothed[-1] > best + (self.stop_factor - 1) * abs(best)
+            self.bar.set_postfix(rate=f"{self.rates[len(self.losses) - 1]:.1e}", loss=f"{self.smoothed[-1]:.3g}")
+            self.bar.update()
         else:
             self.diverged = True
         if self.diverged or len(self.losses) == len(self.rates):
