@@ -134,7 +134,7 @@ def find_learning_rate(
         stop_factor: the test ends when the smoothed loss is this many times the lowest one (for a loss below zero: when
             it has risen as far).
         batch_size: examples in a batch, where `data` is a tuple of arrays.
-        progress: show a bar on standard error.
+        progress: show a bar on standard error, where that is a terminal.
 
     Returns:
         The curve, up to the step at which the loss diverged.
@@ -159,7 +159,7 @@ def find_learning_rate(
             "A range test needs a model that is built and compiled as for training. Received: "
             f"compiled={model.compiled}, built={model.built}. Call model.compile(...), and the model on one batch."
         )
-    bar = tqdm(total=steps, desc="learning rates", unit="step", disable=not progress)
+    bar = tqdm(total=steps, desc="learning rates", unit="step", disable=None if progress else True)
     test = _RangeTest(np.geomspace(lowest, highest, steps), smoothing, stop_factor, bar)
     arrays = isinstance(data, tuple)
     x, y, sample_weight = keras.utils.unpack_x_y_sample_weight(data) if arrays else (data, None, None)
