@@ -6,7 +6,6 @@ import argparse
 import importlib.util
 import os
 import sys
-import tempfile
 
 from tfface import __version__
 from tfface.errors import UserError
@@ -23,7 +22,8 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = _parser().parse_args(arguments)
     # TensorFlow's and absl's start-up chatter is for their developers.
-    if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3" and "tensorflow" not in sys.modules:
+    quiet = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3"
+    if quiet and "tensorflow" not in sys.modules and not isinstance(sys.meta_path[0], _QuietTensorFlow):
         sys.meta_path.insert(0, _QuietTensorFlow())
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     try:
@@ -61,6 +61,8 @@ class _QuietTensorFlow:
         return spec
 
     def _quiet(self, load):
+        import tempfile
+
         def quietly(module):
             try:
                 stderr = os.dup(2)

@@ -15,7 +15,6 @@ from tfface.serving.predictor import Predictor, find_model
 
 SERVE = """
 import sys
-from pathlib import Path
 for name in ("tfface", "keras", "tf_keras"):
     sys.modules[name] = None  # only TensorFlow is there
 import numpy as np

@@ -144,6 +144,11 @@ def find_photos(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
     return walk()
 
 
+def counted(number: int, what: str) -> str:
+    """A number and what it counts, as in "1 photo, 2 faces"; only for words that take an s."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def _expand(path: str) -> list[Path]:
     if os.path.exists(path):
         return [Path(path)]

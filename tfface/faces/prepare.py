@@ -25,7 +25,7 @@ from tfface.errors import UserError
 from tfface.faces.crops import DETECTORS, MIN_FACE_SIZE, Alignment, describe, encode, main_face
 from tfface.faces.detect import Faces, load_detector
 from tfface.faces.draw import COLOURS, annotate
-from tfface.faces.photos import find_photos, read_photo
+from tfface.faces.photos import counted, find_photos, read_photo
 
 LINES, SETTINGS = "faces.jsonl", "settings.json"
 """In the folder of the results: what was found, a line a photo; what the results were made with."""
@@ -182,7 +182,7 @@ class _Tally:
             self.without.add(line["path"])
 
     def text(self, done: str = "") -> str:
-        parts = [f"{self.photos} photo{'s' * (self.photos != 1)}", f"{self.faces} face{'s' * (self.faces != 1)}"]
+        parts = [counted(self.photos, "photo"), counted(self.faces, "face")]
         return "; ".join(
             [", ".join(parts), *self.without.text(f"without a face{done}"), *self.broken.text("could not be read")]
         )

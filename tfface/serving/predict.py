@@ -39,7 +39,7 @@ def predict_photos(
 
     from tfface.data.pipeline import in_groups
     from tfface.faces.draw import annotate
-    from tfface.faces.photos import find_photos, read_photo
+    from tfface.faces.photos import counted, find_photos, read_photo
     from tfface.serving.predictor import Predictor
 
     predictor = Predictor(model, detector)
@@ -82,7 +82,7 @@ def predict_photos(
                     picture = annotate(photo, [face.box for face in faces], [face.caption() for face in faces])
                     with files.written_aside(to / f"{path.stem}-faces.jpg") as aside:
                         cv2.imwrite(str(aside), picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-    said = [f"{seen} photo{'s' * (seen != 1)}", f"{faces_found} face{'s' * (faces_found != 1)}"]
+    said = [counted(seen, "photo"), counted(faces_found, "face")]
     said += [f"{empty} without a face"] * bool(empty) + [f"{broken} could not be read"] * bool(broken)
     print(f"{', '.join(said)}; results in {to}", flush=True)
     return 2 if broken else 1 if empty else 0

@@ -53,8 +53,9 @@ class FaceAttributes:
             if ("race" in self.probabilities)
             else ""
         )
-        own = [f"{self.label(task)} {max(row.values()):.0%}" for task, row in self.probabilities.items()]
-        return [line for line in (first, second) if line] or own
+        if lines := [line for line in (first, second) if line]:
+            return lines
+        return [f"{self.label(task)} {max(row.values()):.0%}" for task, row in self.probabilities.items()]
 
     def to_json(self) -> dict:
         """Plain values for JSON: strings, years, probabilities with four digits."""

@@ -253,7 +253,8 @@ class _RangeTest(keras.callbacks.Callback):
             self.smoothed.append(self.average / (1 - self.smoothing ** len(self.losses)))
             best = min(self.smoothed)
             self.diverged = self.smoothed[-1] > best + (self.stop_factor - 1) * abs(best)
-            self.bar.set_postfix(rate=f"{self.rates[len(self.losses) - 1]:.1e}", loss=f"{self.smoothed[-1]:.3g}")
+            rate = f"{self.rates[len(self.losses) - 1]:.1e}"
+            self.bar.set_postfix(rate=rate, loss=f"{self.smoothed[-1]:.3g}", refresh=False)  # update draws it
             self.bar.update()
         else:
             self.diverged = True
