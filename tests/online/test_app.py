@@ -112,6 +112,8 @@ def test_webcams_are_kept_apart_bounded_and_forgotten(client, app, people, monke
         assert client.post(f"/frame/session-{name}", data=frame, **LOCAL).status_code == 200
     assert client.post("/frame/one-too-many", data=frame, **LOCAL).status_code == 503
     assert client.post("/end/session-0", **LOCAL).status_code == 204
+    # A frame that was on its way when the page said goodbye does not open the session again.
+    assert client.post("/frame/session-0", data=frame, **LOCAL).status_code == 410
     assert client.post("/frame/one-too-many", data=frame, **LOCAL).status_code == 200
     assert len(app._sessions) == module.SESSIONS
     monkeypatch.setattr(module, "IDLE", 0.0)

@@ -16,12 +16,13 @@ import socket
 import sys
 import threading
 import time
+from collections import deque
 from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
-from werkzeug.exceptions import BadRequest, Forbidden, HTTPException, NotFound, ServiceUnavailable
+from werkzeug.exceptions import BadRequest, Forbidden, Gone, HTTPException, NotFound, ServiceUnavailable
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
@@ -82,6 +83,7 @@ class App:
         self.hosts = hosts
         self._page = importlib.resources.files("tfface").joinpath("online/page.html").read_text()
         self._sessions: dict[str, _Session] = {}
+        self._ended: deque[str] = deque(maxlen=4 * SESSIONS)
         self._lock = threading.Lock()
         self._one_photo = threading.Lock()
 
@@ -108,6 +110,7 @@ class App:
             case "POST", ["end", name]:
                 with self._lock:
                     self._sessions.pop(name, None)
+                    self._ended.append(name)
                 return Response(status=204)
         raise NotFound
 
@@ -164,6 +167,8 @@ class App:
             now = time.monotonic()
             for old in [key for key, session in self._sessions.items() if now - session.seen > IDLE]:
                 del self._sessions[old]
+            if name in self._ended:  # a frame that its page's goodbye has overtaken must not open it again
+                raise Gone("This webcam was switched off.")
             if name not in self._sessions:
                 if len(self._sessions) >= SESSIONS:
                     raise ServiceUnavailable(f"{SESSIONS} webcams are in use already: close one of the pages.")
