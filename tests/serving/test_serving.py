@@ -106,7 +106,22 @@ def test_predict_goes_on_after_broken_photos(tiny_run, group, tmp_path, capsys):
     assert set(results[str(group[0])][0]["probabilities"]) == {"gender", "race", "age_bins"}
     with open(to / "predictions.csv") as stream:
         assert len(list(csv.DictReader(stream))) == 5
-    assert Image.open(to / "group-faces.jpg").size == Image.open(group[0]).size
+    assert said.out.count("group.png: ") == 1  # the answer stands on the terminal too
+    (picture,) = to.rglob("group.png-faces.jpg")
+    assert Image.open(picture).size == Image.open(group[0]).size
+
+
+def test_photos_of_one_name_keep_a_picture_each(tiny_run, group, tmp_path, capsys):
+    for place in ("one/a.jpg", "two/a.jpg", "two/a.png"):
+        (tmp_path / place).parent.mkdir(exist_ok=True)
+        Image.open(group[0]).save(tmp_path / place)
+    to = tmp_path / "one" / "out"  # inside a folder that is searched
+    words = ["predict", *(str(tmp_path / name) for name in ("one", "two")), "--model", str(tiny_run.folder)]
+    for _ in range(2):
+        assert cli.main([*words, "--out", "picture,json", "--to", str(to)]) == 0
+        assert capsys.readouterr().out.splitlines()[-1].startswith("3 photos, 15 faces")
+    pictures = sorted(str(path.relative_to(to)) for path in to.rglob("*.jpg"))
+    assert pictures == ["one/a-faces.jpg", "two/a-faces.jpg", "two/a.png-faces.jpg"]
 
 
 def test_no_face_is_exit_code_one(tiny_run, tmp_path):

@@ -6,6 +6,7 @@ import glob
 import io
 import os
 import struct
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -142,6 +143,44 @@ def find_photos(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
                 yield photo
 
     return walk()
+
+
+def usable_paths(paths: Iterable[str | os.PathLike], to: str | os.PathLike) -> tuple[list[str], int, list[str]]:
+    """What of the paths that were named holds photos; what does not is said on standard error, in a line each.
+
+    Args:
+        paths: files, folders or globs.
+        to: folder of results, in which nothing is looked for.
+
+    Returns:
+        The files and folders that hold photos, how many they hold, and those that do not.
+    """
+    named, total, wrong = [], 0, []
+    for path in map(os.fspath, paths):
+        matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not os.path.exists(path) else []
+        for match in matches or [path]:
+            try:
+                total += sum(1 for _ in photos_outside([match], to))
+                named.append(match)
+            except UserError as error:
+                print(f"tfface: {error}", file=sys.stderr)
+                wrong.append(match)
+    return named, total, wrong
+
+
+def photos_outside(paths: Iterable[str], to: str | os.PathLike) -> Iterator[Path]:
+    """What `find_photos` gives, but for the pictures that an earlier run put into the folder of results `to`."""
+    paths = [os.fspath(path) for path in paths]
+    own, asked = os.path.join(os.path.abspath(to), ""), set(paths)
+    for photo in find_photos(paths):
+        if not os.path.abspath(photo).startswith(own) or str(photo) in asked:
+            yield photo
+
+
+def common_folder(named: Iterable[str]) -> str:
+    """The deepest folder above all files and folders named; results are named by what is below it."""
+    folders = (path if os.path.isdir(path) else os.path.dirname(path) for path in named)
+    return os.path.commonpath([os.path.abspath(folder) for folder in folders])
 
 
 def counted(number: int, what: str) -> str:

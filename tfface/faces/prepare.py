@@ -6,7 +6,6 @@ goes on behind it and ends with the same files as one that was not. A photo that
 
 from __future__ import annotations
 
-import glob
 import hashlib
 import json
 import os
@@ -25,7 +24,7 @@ from tfface.errors import UserError
 from tfface.faces.crops import DETECTORS, MIN_FACE_SIZE, Alignment, describe, encode, main_face
 from tfface.faces.detect import Faces, load_detector
 from tfface.faces.draw import COLOURS, annotate
-from tfface.faces.photos import counted, find_photos, read_photo
+from tfface.faces.photos import common_folder, counted, photos_outside, read_photo, usable_paths
 
 LINES, SETTINGS = "faces.jsonl", "settings.json"
 """In the folder of the results: what was found, a line a photo; what the results were made with."""
@@ -204,10 +203,10 @@ def _prepare(
         load: makes the detector; not called when nothing is left to do.
         results: (photo, its faces, its path below the folders given) -> (what its line says, path -> file).
     """
-    named, total, wrong = _usable(paths, to)
+    named, total, wrong = usable_paths(paths, to)
     tally = _Tally()
     if named:
-        base = os.path.commonpath([path if os.path.isdir(path) else os.path.dirname(path) for path in named])
+        base = common_folder(named)
         tally, done = _claim(to, {**settings, "below": base})
         detector = None
         with (
@@ -241,36 +240,11 @@ def _prepare(
     return tally
 
 
-def _usable(paths: Iterable[str | os.PathLike], to: Path) -> tuple[list[str], int, list[str]]:
-    """Absolute paths of the files and folders that hold photos, how many they hold, and those that do not."""
-    named, total, wrong = [], 0, []
-    for path in map(os.fspath, paths):
-        matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not os.path.exists(path) else []
-        for match in matches or [path]:
-            try:
-                total += sum(1 for _ in _walk(match, to))
-                named.append(os.path.abspath(match))
-            except UserError as error:
-                print(f"tfface: {error}", file=sys.stderr)
-                wrong.append(match)
-    return named, total, wrong
-
-
-def _walk(path: str, to: Path) -> Iterator[str]:
-    """Absolute paths of the photos that a path names, but for those that an earlier run put into `to`."""
-    own = os.path.join(os.path.abspath(to), "")
-    for photo in find_photos([path]):
-        photo = os.path.abspath(photo)
-        if not photo.startswith(own):
-            yield photo
-
-
 def _left(named: list[str], to: Path, done: set[int]) -> Iterator[str]:
-    for path in named:
-        for photo in _walk(path, to):
-            if (key := _key(photo)) not in done:
-                done.add(key)
-                yield photo
+    for photo in map(os.path.abspath, photos_outside(named, to)):
+        if (key := _key(photo)) not in done:
+            done.add(key)
+            yield photo
 
 
 def _key(path: str) -> int:

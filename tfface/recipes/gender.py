@@ -37,7 +37,7 @@ class Gender(Recipe):
     """
 
     name: ClassVar[str] = "gender"
-    title: ClassVar[str] = "Paper 3: ResNet34 and the one-cycle policy on folders of classes"
+    title: ClassVar[str] = "Paper 3: classes of faces in folders, by the one-cycle policy"
 
     data: str = "image_folder/men_women"
     random_crop: float = 0.75  # the paper crops "with some probability" to 224x224 from images of unnamed size

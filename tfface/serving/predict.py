@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -39,32 +40,29 @@ def predict_photos(
 
     from tfface.data.pipeline import in_groups
     from tfface.faces.draw import annotate
-    from tfface.faces.photos import counted, find_photos, read_photo
+    from tfface.faces.photos import common_folder, counted, photos_outside, read_photo, usable_paths
     from tfface.serving.predictor import Predictor
 
     predictor = Predictor(model, detector)
     to = Path(to)
-    seen = broken = empty = faces_found = 0
+    named, total, wrong = usable_paths(paths, to)
+    broken = empty = faces_found = 0
 
     def readable(bar):
-        nonlocal seen, broken
-        for named in paths:
+        nonlocal broken
+        for path in photos_outside(named, to):
+            bar.update()
             try:
-                photos = find_photos([named])
-                for path in photos:
-                    seen += 1
-                    bar.update()
-                    try:
-                        yield path, read_photo(path)
-                    except UserError as error:
-                        broken += 1
-                        bar.write(f"tfface: {error}", file=sys.stderr)
-            except UserError as error:  # no such path, or an empty folder: the other paths go on
+                yield path, read_photo(path)
+            except UserError as error:
                 broken += 1
                 bar.write(f"tfface: {error}", file=sys.stderr)
 
+    below = common_folder(named) if named else ""
+    tables = [to / f"predictions.{kind}" for kind in ("json", "csv") if kind in out]
+    replaced = [path.name for path in tables if path.exists()]
     with contextlib.ExitStack() as stack:
-        bar = stack.enter_context(tqdm(unit=" photos", leave=False, disable=None))
+        bar = stack.enter_context(tqdm(total=total, unit=" photos", leave=False, disable=None))
         writers = []
         if "json" in out:
             writers.append(_json_writer(stack.enter_context(_text_aside(to / "predictions.json")), stack))
@@ -73,19 +71,30 @@ def predict_photos(
         for group in in_groups(readable(bar), PHOTOS_AT_ONCE):
             for (path, photo), faces in zip(group, predictor([photo for _, photo in group]), strict=True):
                 faces_found += len(faces)
-                if not faces:
+                if faces:
+                    bar.write(f"{path}: {'; '.join(', '.join(face.caption()) for face in faces)}")
+                else:
                     empty += 1
                     bar.write(f"tfface: no face was found in {path}", file=sys.stderr)
                 for write in writers:
                     write(path, faces)
                 if "picture" in out and faces:
                     picture = annotate(photo, [face.box for face in faces], [face.caption() for face in faces])
-                    with files.written_aside(to / f"{path.stem}-faces.jpg") as aside:
+                    with files.written_aside(to / _picture_name(path, below)) as aside:
                         cv2.imwrite(str(aside), picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
-    said = [counted(seen, "photo"), counted(faces_found, "face")]
+    broken += len(wrong)
+    if replaced:
+        print(f"tfface: {' and '.join(replaced)} of an earlier run in {to} replaced", file=sys.stderr)
+    said = [counted(total + len(wrong), "photo"), counted(faces_found, "face")]
     said += [f"{empty} without a face"] * bool(empty) + [f"{broken} could not be read"] * bool(broken)
     print(f"{', '.join(said)}; results in {to}", flush=True)
     return 2 if broken else 1 if empty else 0
+
+
+def _picture_name(path: Path, below: str) -> Path:
+    """Below the folder of the results as the photo lies in the folders given; a name belongs to one photo only."""
+    name = Path(os.path.relpath(path, below))
+    return name.with_name(f"{name.stem if name.suffix.lower() == '.jpg' else name.name}-faces.jpg")
 
 
 @contextlib.contextmanager

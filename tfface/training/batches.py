@@ -222,12 +222,15 @@ def validation_images(
         return _example(tasks, image, row, taught, partial)
 
     rows = _numbered(builder, recipe.validation_split)
+    count = len(next(iter(pipeline.label_arrays(builder, recipe.validation_split).values())))
     if across.count > 1:
-        count = len(next(iter(pipeline.label_arrays(builder, recipe.validation_split).values())))
         _, shares, batch_size = _filled(count, batch_size, across)
         own = rows.repeat().shard(across.processes, across.process)
         shared = tf.data.Dataset.zip(own, tf.data.Dataset.from_tensor_slices(shares))
         rows = shared.map(lambda row, share: {**row, "share": share})
+    else:
+        # A split that leaves classes out does not know its length, and Keras would warn at its end.
+        rows = rows.apply(tf.data.experimental.assert_cardinality(count))
     return _batched(rows.map(prepare, num_parallel_calls=pipeline.PARALLEL), batch_size)
 
 
