@@ -84,8 +84,18 @@ class _QuietTensorFlow:
 
 
 def _build(options):
+    import logging
+
+    import absl.logging
+
     from tfface import commands
 
+    # What TFDS and Beam warn of and nobody need mend: a config made as it was asked for, an absent client of a cloud.
+    for logger, words in (
+        (absl.logging.get_absl_logger(), "Using custom data configuration"),
+        (logging.getLogger(), "apitools not found"),
+    ):
+        logger.addFilter(lambda record, words=words: words not in record.getMessage())
     chosen = {"size": options.size, "no_face": options.no_face, "detector": options.detector}
     chosen = {name: value for name, value in chosen.items() if value}
     if chosen and not options.align:
