@@ -25,6 +25,7 @@ def resnet(
     use_bias: bool = False,
     pooling: tuple[str, ...] = ("avg",),
     preprocessing: Callable | None = None,
+    head_initializer="glorot_uniform",
     name: str = "",
 ) -> Model:
     """Build a residual network with a head for each task.
@@ -43,6 +44,7 @@ def resnet(
         use_bias: whether convolutions have a bias; before a batch norm it does nothing, but published counts hold it.
         pooling: "avg", "max" or both: how the last maps become features, side by side.
         preprocessing: what is done to the pixels first; None scales them to [-1, 1].
+        head_initializer: of the heads' kernels, a Keras initializer.
         name: name of the model; "resnet34", "plain34" unless given.
 
     Returns:
@@ -76,7 +78,7 @@ def resnet(
     pooled = [pools[kind](name=f"{kind}_pool")(x) for kind in pooling]
     features = layers.Concatenate(name="features")(pooled) if len(pooled) > 1 else pooled[0]
     name = name or f"{'resnet' if shortcuts else 'plain'}{depth}"
-    return Model(inputs, task_heads(features, tasks), name=name)
+    return Model(inputs, task_heads(features, tasks, head_initializer), name=name)
 
 
 def _convolution(x, filters, size, stride, use_bias, name):

@@ -58,7 +58,7 @@ class Race(Recipe):
         loss: "focal" (equation 4) or "crossentropy" (figure 10).
         algorithm: "sgd" or "adam" (figure 8).
         momentum: of SGD; the paper gives none, 0.9 is usual.
-        schedule: how the learning rate goes: "constant" (the paper) or "cosine" (to zero at the end).
+        schedule: how the learning rate goes: "constant" (the paper) or "cosine" (a short warm-up, then to zero).
     """
 
     name: ClassVar[str] = "race"
@@ -165,11 +165,12 @@ class Race(Recipe):
         raise UserError(f"network must be one of tcgf, rnet, {', '.join(BASELINES)}. Received: {self.network}.")
 
     def optimizer(self, model, steps):
-        """SGD or Adam, at a rate that stays (the paper's 0.01) or falls by a cosine."""
-        rates = {
-            "constant": self.learning_rate,
-            "cosine": keras.optimizers.schedules.CosineDecay(self.learning_rate, steps),
-        }
+        """SGD or Adam, at a rate that stays (the paper's 0.01) or rises shortly and falls by a cosine."""
+        warm = max(1, steps // 50)
+        cosine = keras.optimizers.schedules.CosineDecay(
+            self.learning_rate / 10, steps - warm, warmup_target=self.learning_rate, warmup_steps=warm
+        )
+        rates = {"constant": self.learning_rate, "cosine": cosine}
         if self.schedule not in rates:
             raise UserError(f"schedule must be constant or cosine. Received: {self.schedule}.")
         if self.algorithm == "adam":
