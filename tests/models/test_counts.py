@@ -51,7 +51,9 @@ def test_densenet161_with_three_heads_has_the_count_that_paper_2_prints():
     assert trainable(densenet(THREE)) == pytest.approx(26.6e6, rel=0.005)
 
 
-@pytest.mark.parametrize(("depth", "millions"), [(18, 11.69), (34, 21.80), (50, 25.56), (101, 44.55), (152, 60.19)])
+@pytest.mark.parametrize(
+    ("depth", "millions"), [(10, 5.42), (18, 11.69), (34, 21.80), (50, 25.56), (101, 44.55), (152, 60.19)]
+)
 def test_resnets_have_their_known_counts(depth, millions):
     assert trainable(resnet(IMAGENET, depth)) == pytest.approx(millions * 1e6, abs=5e3)
 

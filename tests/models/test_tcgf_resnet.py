@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from tfface import labels, tasks
+from tfface.faces import synthesize
 from tfface.models import applications, tcgf_resnet
 from tfface.training.fit import precision
 from tfface.training.run import carry_weights
@@ -42,6 +43,11 @@ def test_attention_stands_between_the_last_norm_and_the_addition(network):
     assert sum(attended) == 12
     assert not any(hit for layer, hit in zip(adds, attended, strict=True) if "block1_" in layer.name)
     assert not any("attention" in layer.name for layer in tcgf_resnet(RACE, SHAPE, attention=False).layers)
+
+
+def test_it_starts_undecided(network):
+    faces = np.stack([synthesize.face(seed, size=32).image for seed in range(16)]).astype("float32")
+    assert np.asarray(network(faces, training=True)["race"]).max() < 0.4
 
 
 def test_a_grey_image_is_as_good_as_its_coloured_one(network):

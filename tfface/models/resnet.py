@@ -1,4 +1,4 @@
-"""ResNet-18 to -152 (He et al., Deep Residual Learning for Image Recognition, CVPR 2016), and the plain networks of the
+"""ResNet-10 to -152 (He et al., Deep Residual Learning for Image Recognition, CVPR 2016), and the plain networks of the
 same depth that its section 4.1 compares them with."""
 
 from collections.abc import Callable, Sequence
@@ -8,8 +8,15 @@ from keras import Model, layers
 from tfface.layers import task_heads
 from tfface.tasks import Task
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-"""Depth -> blocks in each of the four stages: basic blocks up to 34, bottlenecks from 50 on (table 1)."""
+BLOCKS = {
+    10: (1, 1, 1, 1),
+    18: (2, 2, 2, 2),
+    34: (3, 4, 6, 3),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+}
+"""Depth -> blocks in each of the four stages: basic blocks up to 34, bottlenecks from 50 on (table 1, but for 10)."""
 
 MOMENTUM = 0.9
 """Of the moving statistics, as in most code for this network: Keras' 0.99 lags behind a training of few steps."""
@@ -35,7 +42,7 @@ def resnet(
 
     Args:
         tasks: what the heads learn.
-        depth: 18, 34, 50, 101 or 152.
+        depth: 10, 18, 34, 50, 101 or 152.
         input_shape: `(height, width, 3)`, sides of at least 32 pixels.
         activation: name of a Keras activation.
         attention: `(tensor, name) -> tensor` of the same shape, put behind the last batch norm of each identity block,

@@ -33,7 +33,7 @@ def tcgf_resnet(
         input_shape: `(height, width, 3)`, sides of at least 32 pixels.
         activation: name of a Keras activation; "relu" for table 1.
         attention: False leaves CBAM out, for figure 7.
-        depth: 18, 34, 50, 101 or 152; 50 in the paper.
+        depth: 10, 18, 34, 50, 101 or 152; 50 in the paper.
         name: name of the model.
 
     Returns:

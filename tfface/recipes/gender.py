@@ -30,7 +30,7 @@ class Gender(Recipe):
     Attributes:
         label: feature of the data set that is learnt.
         classes: names of its classes, in their order; taken from the data set.
-        depth: of the ResNet: 18, 34, 50, 101 or 152.
+        depth: of the ResNet: 10, 18, 34, 50, 101 or 152.
         shortcuts: False: the plain network of the same depth.
         pretrained: True: a head on FaceNet's frozen features instead of a ResNet.
         lowest_rate: learning rate of the layers nearest the pixels; it grows to `learning_rate` at the head.
@@ -123,6 +123,6 @@ class Gender(Recipe):
         }
 
     def tiny(self):
-        """ResNet18 at 32 pixels, two epochs on a small set of synthetic faces; the rate is one for so few steps."""
-        small = {"data": "synthetic_faces/small", "label": "gender", "image_size": (32, 32), "depth": 18}
+        """ResNet10 at 32 pixels, two epochs on a small set of synthetic faces; the rate is one for so few steps."""
+        small = {"data": "synthetic_faces/small", "label": "gender", "image_size": (32, 32), "depth": 10}
         return self.changed(**small, epochs=2, batch_size=16, learning_rate=3e-3, lowest_rate=3e-3)
