@@ -20,11 +20,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import threading
 from collections.abc import Iterable
 
 import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
+from tqdm import tqdm
 
 from tfface.errors import UserError
 from tfface.faces.crops import DETECTORS, Alignment
@@ -105,6 +107,29 @@ def aligned_config(
 
 class AlignableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """A builder of photos of faces that can also prepare them aligned."""
+
+    _aligned = None
+
+    def download_and_prepare(self, **options):
+        """As TFDS does; a bar counts the photos in which faces were looked for, on whatever machines they are."""
+        done = threading.Event()
+        watch = threading.Thread(target=self._show_progress, args=(done,), daemon=True)
+        watch.start()
+        try:
+            super().download_and_prepare(**options)
+        finally:
+            done.set()
+            watch.join()
+
+    def _show_progress(self, done: threading.Event) -> None:
+        while self._aligned is None:  # the photos are still being listed, or there is nothing to align
+            if done.wait(1):
+                return
+        total = sum(split.photos for split in self._aligned.values())
+        with tqdm(desc="Finding faces", total=total, unit=" photos", leave=False) as bar:
+            while not done.wait(1):
+                found = sum(split.looked_at() for split in self._aligned.values())
+                bar.update(max(0, found - bar.n))  # in the end their folder is removed
 
     def aligned(self, splits: dict[str, Iterable]) -> dict:
         """What `_split_generators` returns: the splits as they are, or as Beam transforms that align them.

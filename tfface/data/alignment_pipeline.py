@@ -38,6 +38,9 @@ class AlignedSplit(beam.PTransform):
         config: how to align.
         found: folder in which what was found is kept, a file for `PHOTOS_AT_ONCE` photos: what is there is not looked
             for again.
+
+    Attributes:
+        photos: how many examples there are.
     """
 
     def __init__(self, examples: Iterable, config: AlignableConfig, found: epath.Path):
@@ -45,9 +48,15 @@ class AlignedSplit(beam.PTransform):
         self._chunks = list(_chunks(examples, f"{config.detector} {MIN_FACE_SIZE} {tfface.__version__}"))
         self._align = _Align(config, found)
         self._found = found
+        self.photos = sum(len(group) for _, group in self._chunks)
 
     def expand(self, pipeline):
         return pipeline | "Photos" >> beam.Create(self._chunks) | "Align" >> beam.ParDo(self._align)
+
+    def looked_at(self) -> int:
+        """In how many photos faces have been looked for so far."""
+        there = {path.stem for path in self._found.glob("*.json")}
+        return sum(len(group) for digest, group in self._chunks if digest in there)
 
     def found(self) -> list[dict]:
         """What was found, once the pipeline has run: for each photo its "name", and its "face" or the "error"."""
