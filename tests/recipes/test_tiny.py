@@ -10,6 +10,7 @@ from tfface.data import pipeline
 from tfface.recipes import RECIPES
 
 
+@pytest.mark.filterwarnings("error:Your input ran out of data")
 @pytest.mark.parametrize("recipe_name", sorted(set(RECIPES) - {"arg", "occluded"}))  # arg: tests/training and serving
 def test_the_whole_way(recipe_name, data_dir, tmp_path):
     recipe = recipes.load(recipe_name, settings=["epochs=1"], tiny=True)

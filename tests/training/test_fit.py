@@ -149,3 +149,10 @@ def test_weights_are_carried_by_name_and_shape(tmp_path):
         carry_weights(stranger, tmp_path / "source.keras")
     with pytest.raises(UserError, match="cannot be read"):
         carry_weights(target, tmp_path / "absent.keras")
+
+
+def test_the_best_epoch_has_the_highest_accuracy_or_the_lowest_loss():
+    history = [{"epoch": 0, "val_accuracy": 0.5, "val_loss": 1.0}, {"epoch": 1, "val_accuracy": 0.7, "val_loss": 2.0}]
+    by_accuracy, by_loss = (Recorder(None, None, history, name, patience=1) for name in ("val_accuracy", "val_loss"))
+    assert (by_accuracy.best_epoch(), by_loss.best_epoch()) == (1, 0)
+    assert (by_accuracy.exhausted(), by_loss.exhausted()) == (False, True)

@@ -68,6 +68,7 @@ class Race(Recipe):
     epochs: int = 100
     batch_size: int = 32  # not in the paper
     learning_rate: float = 0.01
+    monitor: str = "val_accuracy"  # all of the paper's figures are accuracies
 
     network: str = "tcgf"
     activation: str = "gelu"

@@ -47,7 +47,7 @@ class Recipe:
         schedule_scale: share of the paper's schedule that is run: epochs, and steps of the learning rate's schedule,
             shrink alike.
         patience: epochs without a better validation score after which training ends; 0 runs all epochs.
-        monitor: validation figure that chooses the epoch that is kept, lower is better.
+        monitor: validation figure that chooses the epoch that is kept: the highest of an accuracy, else the lowest.
         precision: Keras' dtype policy of the layers: "float32", or "mixed_bfloat16" or "mixed_float16" on devices that
             are faster so; weights, outputs and losses stay float32.
         batch_size: examples a step.

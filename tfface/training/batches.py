@@ -229,9 +229,13 @@ def validation_images(
         shared = tf.data.Dataset.zip(own, tf.data.Dataset.from_tensor_slices(shares))
         rows = shared.map(lambda row, share: {**row, "share": share})
     else:
-        # A split that leaves classes out does not know its length, and Keras would warn at its end.
-        rows = rows.apply(tf.data.experimental.assert_cardinality(count))
+        rows = _of_length(rows, count)
     return _batched(rows.map(prepare, num_parallel_calls=pipeline.PARALLEL), batch_size)
+
+
+def _of_length(rows: tf.data.Dataset, count: int) -> tf.data.Dataset:
+    """Rows that know how many they are; where a split leaves classes out, Keras would warn at its end."""
+    return rows.apply(tf.data.experimental.assert_cardinality(count))
 
 
 def _batched(examples: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
@@ -250,7 +254,8 @@ def evaluation_images(builder, split: str, recipe: Recipe, view: pipeline.View, 
         image = pipeline.decode(row["image"], recipe.image_size, view.zoom)
         return tf.reverse(image, [1]) if view.mirror else image
 
-    rows = pipeline.examples(builder, split)
+    count = len(next(iter(pipeline.label_arrays(builder, split).values())))
+    rows = _of_length(pipeline.examples(builder, split), count)
     return _batched(rows.map(prepare, num_parallel_calls=pipeline.PARALLEL), batch_size)
 
 

@@ -20,7 +20,7 @@ class Recorder(keras.callbacks.Callback):
         run: the run to write to.
         whole: the network that is kept: the layers of the one that is trained, with every output.
         history: rows of the epochs that are done.
-        monitor: the figure that chooses the best epoch, lower is better.
+        monitor: the figure that chooses the best epoch; the higher the better if it is an accuracy, else the lower.
         patience: epochs without a better figure after which training stops; 0: never.
         writes: False in all but the first of several processes, which stop together but write nothing.
     """
@@ -42,7 +42,7 @@ class Recorder(keras.callbacks.Callback):
         if not all(value == value for value in row.values()):
             raise FloatingPointError(f"Epoch {epoch} ended with NaN: {row}")
         row = {"epoch": epoch, **row, "seconds": round(time.monotonic() - self.started, 3)}
-        best = not self.history or row[self.monitor] < min(past[self.monitor] for past in self.history)
+        best = not self.history or self._badness(row) < min(map(self._badness, self.history))
         if best and self.writes:
             # A model around the same layers that was never compiled: the optimizer's state stays out of the file.
             bare = keras.Model(self.whole.input, self.whole.output, name=self.whole.name)
@@ -54,8 +54,11 @@ class Recorder(keras.callbacks.Callback):
         self.model.stop_training = self.exhausted()
 
     def best_epoch(self) -> int:
-        """Epoch with the lowest monitored figure."""
-        return min(self.history, key=lambda row: row[self.monitor])["epoch"]
+        """Epoch with the best monitored figure."""
+        return min(self.history, key=self._badness)["epoch"]
+
+    def _badness(self, row: dict) -> float:
+        return -row[self.monitor] if self.monitor.endswith("accuracy") else row[self.monitor]
 
     def exhausted(self) -> bool:
         """Whether `patience` epochs went by without a better figure."""
