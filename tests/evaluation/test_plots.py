@@ -62,7 +62,10 @@ def test_a_single_face_can_be_drawn():
 
 
 def test_training_curves_pair_training_with_validation():
-    history = [{"epoch": e, "loss": 1 / e, "val_loss": 2 / e, "learning_rate": 0.1**e, "note": "x"} for e in (1, 2, 3)]
+    history = [
+        {"epoch": e, "loss": 1 / e, "val_loss": 2 / e, "learning_rate": 0.1**e, "seconds": 9.0, "note": "x"}
+        for e in (1, 2, 3)
+    ]
     history[1].pop("val_loss")
     loss, rate = plots.training_curves(history).axes
     assert [list(line.get_ydata()) for line in loss.lines] == [[1, 1 / 2, 1 / 3], [2, 2 / 3]]

@@ -429,13 +429,13 @@ def cells(fairness: Mapping, name: str, figure_name: str) -> Figure:
 
 @styled
 def training_curves(history: Sequence[Mapping]) -> Figure:
-    """Every number of a training history against the epoch: training and validation in one panel.
+    """Every figure of a training history against the epoch, but its time: training and validation in one panel.
 
     Args:
         history: one mapping for each epoch, with "epoch" and numbers such as "loss" and "val_loss"; a number
             may be absent in some.
     """
-    keys = [key for key in dict.fromkeys(key for row in history for key in row) if key != "epoch"]
+    keys = [key for key in dict.fromkeys(key for row in history for key in row) if key not in ("epoch", "seconds")]
     keys = [key for key in keys if any(isinstance(row.get(key), int | float) for row in history)]
     names = list(dict.fromkeys(key.removeprefix("val_") for key in keys))
     columns = min(4, len(names))
