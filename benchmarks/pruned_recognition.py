@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+import sys
+from datetime import date
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -80,8 +82,8 @@ def main():
         print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     if options.csv:
         with written_aside(options.csv) as aside, open(aside, "w", newline="") as stream:
-            about = f"{options.faces} faces, {os.cpu_count()} CPU cores; see its docstring"
-            stream.write(f"# python benchmarks/pruned_recognition.py --csv {options.csv} ({about})\n")
+            about = f"{options.faces} faces, {os.cpu_count()} CPU cores, {date.today()}; see its docstring"
+            stream.write(f"# python {' '.join(sys.argv)} ({about})\n")
             writer = csv.DictWriter(stream, table[0])
             writer.writeheader()
             writer.writerows(table)
