@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from tfface.errors import UserError
-from tfface.optimizers import DiscriminativeSGD, OneCycle, discriminative_factors
+from tfface.optimizers import DiscriminativeSGD, OneCycle, discriminative_factors, warm_cosine
 from tfface.training.one_cycle import OneCycleMomentum
 
 STEPS = 5
@@ -204,3 +204,10 @@ def test_factors_are_spread_in_equal_ratios():
 def test_bad_groups_are_said(groups, low, high, message):
     with pytest.raises(UserError, match=message):
         discriminative_factors(groups, low, high)
+
+
+def test_a_cosine_that_is_warmed_up():
+    rate = warm_cosine(1.0, 100)  # two steps up, 98 down
+    values = [float(rate(step)) for step in (0, 1, 2, 51, 100)]
+    assert values == pytest.approx([0.1, 0.55, 1.0, 0.5, 0.0], abs=1e-6)
+    assert float(warm_cosine(1.0, 1)(0)) == pytest.approx(0.1)

@@ -21,6 +21,7 @@ from tfface.data.pipeline import View
 from tfface.errors import UserError
 from tfface.models.compact import compact
 from tfface.models.recognition import load_backbone
+from tfface.optimizers import warm_cosine
 from tfface.recipes.recipe import Recipe
 
 REGROUPED = {
@@ -131,11 +132,7 @@ class Compact(Recipe):
 
     def optimizer(self, model, steps):
         """Adam, a short warm-up, then along half a cosine to zero."""
-        warm = max(1, steps // 50)
-        rate = keras.optimizers.schedules.CosineDecay(
-            self.learning_rate / 10, steps - warm, warmup_target=self.learning_rate, warmup_steps=warm
-        )
-        return keras.optimizers.Adam(rate)
+        return keras.optimizers.Adam(warm_cosine(self.learning_rate, steps))
 
     def search_space(self, trial):
         """Learning rate, and the weights of race and age beside that of gender."""

@@ -29,6 +29,7 @@ from tfface.losses import FocalLoss
 from tfface.models.applications import applications
 from tfface.models.rnet import rnet
 from tfface.models.tcgf_resnet import tcgf_resnet
+from tfface.optimizers import warm_cosine
 from tfface.recipes.recipe import Recipe
 
 RACES = tuple(labels.GROUPINGS["four_races"][1])
@@ -167,11 +168,7 @@ class Race(Recipe):
 
     def optimizer(self, model, steps):
         """SGD or Adam, at a rate that stays (the paper's 0.01) or rises shortly and falls by a cosine."""
-        warm = max(1, steps // 50)
-        cosine = keras.optimizers.schedules.CosineDecay(
-            self.learning_rate / 10, steps - warm, warmup_target=self.learning_rate, warmup_steps=warm
-        )
-        rates = {"constant": self.learning_rate, "cosine": cosine}
+        rates = {"constant": self.learning_rate, "cosine": warm_cosine(self.learning_rate, steps)}
         if self.schedule not in rates:
             raise UserError(f"schedule must be constant or cosine. Received: {self.schedule}.")
         if self.algorithm == "adam":
