@@ -116,7 +116,8 @@ def test_photos_of_one_name_keep_a_picture_each(tiny_run, group, tmp_path, capsy
         (tmp_path / place).parent.mkdir(exist_ok=True)
         Image.open(group[0]).save(tmp_path / place)
     to = tmp_path / "one" / "out"  # inside a folder that is searched
-    words = ["predict", *(str(tmp_path / name) for name in ("one", "two")), "--model", str(tiny_run.folder)]
+    named = ("one", "two", "two/a.png")  # one of them twice
+    words = ["predict", *(str(tmp_path / name) for name in named), "--model", str(tiny_run.folder)]
     for _ in range(2):
         assert cli.main([*words, "--out", "picture,json", "--to", str(to)]) == 0
         assert capsys.readouterr().out.splitlines()[-1].startswith("3 photos, 15 faces")

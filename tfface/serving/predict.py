@@ -46,11 +46,12 @@ def predict_photos(
     predictor = Predictor(model, detector)
     to = Path(to)
     named, total, wrong = usable_paths(paths, to)
-    broken = empty = faces_found = 0
+    seen = broken = empty = faces_found = 0
 
     def readable(bar):
-        nonlocal broken
+        nonlocal seen, broken
         for path in photos_outside(named, to):
+            seen += 1
             bar.update()
             try:
                 yield path, read_photo(path)
@@ -85,7 +86,7 @@ def predict_photos(
     broken += len(wrong)
     if replaced:
         print(f"tfface: {' and '.join(replaced)} of an earlier run in {to} replaced", file=sys.stderr)
-    said = [counted(total + len(wrong), "photo"), counted(faces_found, "face")]
+    said = [counted(seen, "photo"), counted(faces_found, "face")]
     said += [f"{empty} without a face"] * bool(empty) + [f"{broken} could not be read"] * bool(broken)
     print(f"{', '.join(said)}; results in {to}", flush=True)
     return 2 if broken else 1 if empty else 0
