@@ -43,13 +43,23 @@ class Regrouped:
         self.part, self.name = part, part.name
         self.classes = {**known, self.label: tuple(groups)}
         self.table = np.array([group_of.get(name, -1) for name in self.originals], "int64")
+        self._counts: dict[str, int] = {}
         self.info = RegroupedInfo(self, f"{part.info.full_name}@{grouping}")
 
     def examples(self, split: str, images: tuple[str, ...]) -> tf.data.Dataset:
         """Examples of a split, as `pipeline.examples` gives them, without those that belong to no group."""
         rows = pipeline.examples(self.part, split, images)
         rows = rows.map(lambda row: {**row, self.label: tf.gather(tf.constant(self.table), row[self.label])})
-        return rows.filter(lambda row: row[self.label] >= 0)
+        rows = rows.filter(lambda row: row[self.label] >= 0)
+        # A filter forgets the length, and Keras would warn at the end.
+        return rows.apply(tf.data.experimental.assert_cardinality(self.count(split)))
+
+    def count(self, split: str) -> int:
+        """Examples of a split that belong to a group; read once."""
+        if split not in self._counts:
+            originals = pipeline.label_arrays(self.part, split)[self.label]
+            self._counts[split] = int((self.table[originals] >= 0).sum())
+        return self._counts[split]
 
     def left_out(self) -> dict[str, list[str]]:
         """Class that belongs to no group -> names of its examples, over all splits."""
@@ -88,7 +98,7 @@ class RegroupedSplit:
     def __init__(self, regrouped: Regrouped, name: str):
         self._regrouped, self._name = regrouped, name
 
-    @cached_property
+    @property
     def num_examples(self) -> int:
         """Examples that are left."""
-        return len(pipeline.label_arrays(self._regrouped, self._name)[self._regrouped.label])
+        return self._regrouped.count(self._name)

@@ -222,20 +222,13 @@ def validation_images(
         return _example(tasks, image, row, taught, partial)
 
     rows = _numbered(builder, recipe.validation_split)
-    count = len(next(iter(pipeline.label_arrays(builder, recipe.validation_split).values())))
     if across.count > 1:
+        count = len(next(iter(pipeline.label_arrays(builder, recipe.validation_split).values())))
         _, shares, batch_size = _filled(count, batch_size, across)
         own = rows.repeat().shard(across.processes, across.process)
         shared = tf.data.Dataset.zip(own, tf.data.Dataset.from_tensor_slices(shares))
         rows = shared.map(lambda row, share: {**row, "share": share})
-    else:
-        rows = _of_length(rows, count)
     return _batched(rows.map(prepare, num_parallel_calls=pipeline.PARALLEL), batch_size)
-
-
-def _of_length(rows: tf.data.Dataset, count: int) -> tf.data.Dataset:
-    """Rows that know how many they are; where a split leaves classes out, Keras would warn at its end."""
-    return rows.apply(tf.data.experimental.assert_cardinality(count))
 
 
 def _batched(examples: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
@@ -254,8 +247,7 @@ def evaluation_images(builder, split: str, recipe: Recipe, view: pipeline.View, 
         image = pipeline.decode(row["image"], recipe.image_size, view.zoom)
         return tf.reverse(image, [1]) if view.mirror else image
 
-    count = len(next(iter(pipeline.label_arrays(builder, split).values())))
-    rows = _of_length(pipeline.examples(builder, split), count)
+    rows = pipeline.examples(builder, split)
     return _batched(rows.map(prepare, num_parallel_calls=pipeline.PARALLEL), batch_size)
 
 
