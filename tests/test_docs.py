@@ -40,6 +40,7 @@ ONLY_PARSED = {
     "app": "a server that runs on: tests/online",
     "build": "needs the files of a data set; the synthetic one is built for all tests",
     "client": "needs a server: tests/serving",
+    "compare": "needs runs that were evaluated: tests/evaluation",
     "demo": "the README's commands in a row, which are here",
     "evaluate": "needs a run and its data: tests/training",
     "export": "the shipped model is exported below; bundles in tests/serving",

@@ -182,6 +182,13 @@ def _report(options):
         print(f"{kind}: {path}")
 
 
+def _compare(options):
+    from tfface import commands
+
+    for kind, path in commands.compare(options.runs, options.split, options.out).items():
+        print(f"{kind}: {path}")
+
+
 def _reproduce(options):
     from tfface import commands
 
@@ -644,6 +651,16 @@ def _export_options(parser):
     parser.add_argument("--rollback", action="store_true", help="take the newest version out of --bundle again")
 
 
+def _compare_options(parser):
+    parser.add_argument(
+        "runs", nargs="+", metavar="RUN", help="folders of runs, or of several seeds each; the first is the measure"
+    )
+    parser.add_argument("--split", default="test", help="what they were evaluated on (default: test)")
+    parser.add_argument(
+        "--out", default="runs/compare", metavar="DIR", help="folder of the page (default: runs/compare)"
+    )
+
+
 def _client_options(parser):
     parser.add_argument("url", metavar="URL", help="http://HOST:8501 for REST, HOST:8500 for gRPC")
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, folders or globs")
@@ -712,6 +729,12 @@ VERBS = {
         "tfface calibrate runs/arg/seed-0",
     ),
     "report": ("write the report of a run", _report, _report_options, "tfface report runs/arg"),
+    "compare": (
+        "set runs on the same images beside each other, with intervals",
+        _compare,
+        _compare_options,
+        "tfface compare runs/race-scratch runs/race-relu runs/race-no-cbam",
+    ),
     "reproduce": (
         "train, evaluate, report and export a recipe",
         _reproduce,

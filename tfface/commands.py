@@ -194,6 +194,32 @@ def report(folder: str | Path, data_dir: str | Path | None = None, command: str 
     return run_report.report(folder, data_dir, command)
 
 
+def compare(folders: Iterable[str | Path], split: str = "test", out: str | Path = "runs/compare") -> dict[str, Path]:
+    """Set runs beside the first of them, on the same images: print a table and write a page.
+
+    Args:
+        folders: of runs, or of several seeds each.
+        split: what they were evaluated on.
+        out: folder of the page.
+
+    Returns:
+        The page's files by kind.
+
+    Raises:
+        UserError: see `evaluation.compare.compare`.
+    """
+    from tfface.evaluation import compare as comparing
+
+    compared = comparing.compare(list(folders), split)
+    for figure, about in compared["figures"].items():
+        rows = [(figure, *comparing.HEAD[1:]), *(comparing.cells(row, about["better"]) for row in about["rows"])]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        for row in rows:
+            say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
+        say()
+    return comparing.write_comparison(compared, out, " ".join(["tfface", *sys.argv[1:]]))
+
+
 def reproduce(
     recipe: Recipe,
     seeds: Iterable[int],

@@ -465,6 +465,43 @@ def training_curves(history: Sequence[Mapping]) -> Figure:
 
 
 @styled
+def comparison(rows: Sequence[Mapping]) -> Figure:
+    """Runs beside each other: left every seed and the mean, right the difference from the first with its interval.
+
+    Args:
+        rows: those of one figure, as `compare.compare` gives them.
+    """
+    figure = _figure(9.6, 0.95 + 0.34 * len(rows))
+    left, right = figure.subplots(1, 2, sharey=True)
+    for y, row in enumerate(rows):
+        left.plot(row["seeds"], [y] * len(row["seeds"]), "o", color=BLUE, markersize=4, alpha=0.45)
+    left.plot([row["value"] for row in rows], range(len(rows)), "|", color=INK, markersize=13, markeredgewidth=2)
+    differences = [(y, row["difference"]) for y, row in enumerate(rows) if "difference" in row]
+    right.axvline(0, color=INK, linewidth=1, linestyle=(0, (4, 3)))
+    for single in (False, True):  # hollow, where one seed cannot show the luck of training
+        drawn = [(y, one) for y, one in differences if (min(len(rows[i]["seeds"]) for i in (0, y)) == 1) == single]
+        if drawn:
+            right.errorbar(
+                [one["value"] for _, one in drawn],
+                [y for y, _ in drawn],
+                xerr=_bars([one for _, one in drawn]),
+                fmt="o",
+                color=BLUE,
+                markersize=5,
+                elinewidth=1.5,
+                markerfacecolor=PAPER if single else None,
+            )
+    left.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    left.set_ylim(len(rows) - 0.4, -0.6)
+    left.set_title("every seed, and the mean")
+    right.set_title(f"difference from {rows[0]['name']}, 95 % interval")
+    for axes in (left, right):
+        axes.tick_params(axis="y", length=0)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
+    return figure
+
+
+@styled
 def roc(results: Mapping[str, Mapping]) -> Figure:
     """True accepts against false accepts on a logarithmic axis, which ends where fewer than ten negatives stand.
 

@@ -1,0 +1,232 @@
+"""Runs beside each other on the same images: which of them is better, and is the difference more than luck?
+
+What an ablation needs: every run's figure with its spread over seeds, and its difference from the first run with a 95 %
+interval that counts both kinds of luck, that of training (the seeds) and that of the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from tfface import __version__
+from tfface.errors import UserError
+from tfface.evaluation import plots
+from tfface.evaluation.evaluate import Predictions
+from tfface.evaluation.pages import Page, Picture, Section, Table, Text, slug
+from tfface.evaluation.report import RESPONSIBLE_USE
+from tfface.files import write_json
+from tfface.training.run import Run
+
+BETTER = {"accuracy": "high", "error": "low"}
+"""Last word of a figure's name -> which end of it is better."""
+
+
+class Scores(NamedTuple):
+    """What the seeds of one run scored on each image.
+
+    Attributes:
+        folder: the run's folder.
+        fields: the fields of its recipe.
+        seeds: names of its seeds.
+        key: (n,) names of the images, sorted.
+        figures: name of the figure -> (seeds, n): "TASK accuracy", 1 where the answer is right and 0 where not, or
+            "age error", years >= 0.
+    """
+
+    folder: Path
+    fields: dict
+    seeds: tuple[str, ...]
+    key: np.ndarray
+    figures: dict[str, np.ndarray]
+
+
+def scores(folder: str | Path, split: str = "test") -> Scores:
+    """The scores of a run, or of all seeds of a folder of runs, from the predictions that `tfface evaluate` left.
+
+    Args:
+        folder: of one run, or of several with the names seed-*.
+        split: name of the split.
+
+    Raises:
+        UserError: no run is there, it was not evaluated on the split, or its seeds were on different images.
+    """
+    folder = Path(folder)
+    runs = [Run(path) for path in sorted(folder.glob("seed-*")) if Run(path).done] or [Run(folder)]
+    fields = runs[0].recipe().to_json()
+    every = [Predictions.load(run.folder / f"predictions-{split}.npz") for run in runs]
+    of_seeds = [_of(predictions) for predictions in every]
+    for run, (key, _) in zip(runs, of_seeds, strict=True):
+        _same_images(runs[0].folder, of_seeds[0][0], run.folder, key)
+    figures = {name: np.stack([scored[name] for _, scored in of_seeds]) for name in of_seeds[0][1]}
+    return Scores(folder, fields, tuple(run.folder.name for run in runs), of_seeds[0][0], figures)
+
+
+def _of(predictions: Predictions) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    order = np.argsort(predictions.key)
+    figures = {
+        f"{task} accuracy": np.asarray(probabilities.argmax(axis=1) == predictions.truth[task], float)[order]
+        for task, probabilities in predictions.probabilities.items()
+    }
+    if predictions.age_years is not None:
+        figures["age error"] = np.abs(predictions.age_years - predictions.truth["age"])[order]
+    return np.asarray(predictions.key)[order], figures
+
+
+def _same_images(folder, key, other_folder, other_key) -> None:
+    if not np.array_equal(key, other_key):
+        both = len(np.intersect1d(key, other_key))
+        raise UserError(
+            f"Only runs that were evaluated on the same images can be compared. Received: {folder} with {len(key):,}, "
+            f"{other_folder} with {len(other_key):,}, {both:,} of them in both. Evaluate both on one data set."
+        )
+
+
+def difference(ours: np.ndarray, base: np.ndarray) -> dict:
+    """The mean of our scores minus that of others, with a 95 % interval by Student's t (Welch and Satterthwaite).
+
+    Its variance is that of the images' mean differences plus that of either side's seeds, where it has more than one.
+    The seeds' variance holds a little of the images' too, which errs on the careful side.
+
+    Args:
+        ours: (seeds, n) scores.
+        base: (other seeds, n) scores on the same images.
+
+    Returns:
+        `value` and `interval` [low, high].
+    """
+    each = ours.mean(axis=0) - base.mean(axis=0)
+    parts = [(each.var(ddof=1) / len(each), len(each) - 1)] if len(each) > 1 else []
+    parts += [(side.mean(axis=1).var(ddof=1) / len(side), len(side) - 1) for side in (ours, base) if len(side) > 1]
+    variance, half = sum(part for part, _ in parts), 0.0
+    if variance > 0:
+        freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
+        half = stats.t.ppf(0.975, freedom) * variance**0.5
+    value = float(each.mean())
+    return {"value": value, "interval": [value - float(half), value + float(half)]}
+
+
+def compare(folders: Sequence[str | Path], split: str = "test") -> dict:
+    """Set runs beside the first of them.
+
+    Args:
+        folders: of runs, or of several seeds each; the first is the one that the others are measured against.
+        split: name of the split.
+
+    Returns:
+        A dictionary that goes to JSON as it stands: `split`, `n` and `figures`: name -> `better` ("high" or "low") and
+        `rows`, of which each has `name`, `folder`, `changed` (fields of the recipe: [the first run's, its own]),
+        `seeds` (one value each), `value` (their mean), `spread` (their standard deviation, None for one) and, but for
+        the first, `difference` (see `difference`).
+
+    Raises:
+        UserError: fewer than two runs, a run that was not evaluated, different images, or no task in common.
+    """
+    if len(folders) < 2:
+        raise UserError(f"expected two runs or more to compare, received {len(folders)}")
+    every = [scores(folder, split) for folder in folders]
+    base = every[0]
+    for other in every[1:]:
+        _same_images(base.folder, base.key, other.folder, other.key)
+    common = [name for name in base.figures if all(name in other.figures for other in every)]
+    if not common:
+        received = "; ".join(f"{one.folder} with {', '.join(one.figures)}" for one in every)
+        raise UserError(f"expected runs with a task in common, received {received}")
+    names = _names([one.folder for one in every])
+    figures = {}
+    for figure in common:
+        rows = []
+        for name, one in zip(names, every, strict=True):
+            values = one.figures[figure].mean(axis=1)
+            row = {
+                "name": name,
+                "folder": str(one.folder),
+                "changed": {
+                    field: [base.fields.get(field), value]
+                    for field, value in one.fields.items()
+                    if value != base.fields.get(field) and field != "seed"
+                },
+                "seeds": values.tolist(),
+                "value": float(values.mean()),
+                "spread": float(values.std(ddof=1)) if len(values) > 1 else None,
+            }
+            if one is not base:
+                row["difference"] = difference(one.figures[figure], base.figures[figure])
+            rows.append(row)
+        figures[figure] = {"better": BETTER[figure.split()[-1]], "rows": rows}
+    return {"split": split, "n": len(base.key), "figures": figures}
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The folders' names without the words that all begin or end with; their paths where that leaves nothing."""
+    parts = [folder.resolve().name.split("-") for folder in folders]
+    least = min(map(len, parts))
+    head = next((i for i in range(least) if len({part[i] for part in parts}) > 1), least)
+    tail = next((i for i in range(least - head) if len({part[-1 - i] for part in parts}) > 1), least - head)
+    names = ["-".join(part[head : len(part) - tail]) for part in parts]
+    return names if all(names) and len(set(names)) == len(names) else [str(folder) for folder in folders]
+
+
+def verdict(row: dict, better: str) -> str:
+    """What a row's interval says: "better", "worse", or "not told apart"."""
+    if "difference" not in row:
+        return ""
+    low, high = row["difference"]["interval"]
+    if low <= 0 <= high:
+        return "not told apart"
+    return "better" if (low > 0) == (better == "high") else "worse"
+
+
+HEAD = ("run", "what is different", "value", "seeds", "difference (95 % interval)", "verdict")
+
+
+def cells(row: dict, better: str) -> tuple[str, ...]:
+    """One row of the table of a figure, under the names of `HEAD`."""
+    digits = 3 if better == "high" else 2
+    changed = ", ".join(f"{field}: {new}" for field, (_, new) in row["changed"].items())
+    value = f"{row['value']:.{digits}f}" + (f" ± {row['spread']:.{digits}f}" if row["spread"] is not None else "")
+    if "difference" not in row:
+        return row["name"], "(base)", value, str(len(row["seeds"])), "", ""
+    told, low, high = (f"{end:+.{digits}f}" for end in (row["difference"]["value"], *row["difference"]["interval"]))
+    interval = f"{told} ({low} to {high})"
+    return row["name"], changed or "nothing", value, str(len(row["seeds"])), interval, verdict(row, better)
+
+
+def write_comparison(compared: dict, folder: str | Path, command: str = "") -> dict[str, Path]:
+    """Write what `compare` gives as report.html, report.md and report.json, with a picture of each figure.
+
+    Returns:
+        The paths by kind: "html", "markdown", "json", "figures".
+    """
+    sections = []
+    for figure, about in compared["figures"].items():
+        title = figure.replace("_", " ").capitalize()
+        rows = [cells(row, about["better"]) for row in about["rows"]]
+        caption = (
+            "± is the standard deviation over the seeds. The interval of a difference counts the luck of the seeds and "
+            "that of the images."
+        )
+        if any(len(row["seeds"]) == 1 for row in about["rows"]):
+            caption += (
+                " Of a run with one seed the luck of training is not counted: its interval (hollow) is too narrow."
+            )
+        unit = "years" if about["better"] == "low" else "share of images"
+        picture = Picture(
+            slug(figure),
+            f"{title}, {unit}: every seed, the means, and the differences from the first.",
+            partial(plots.comparison, about["rows"]),
+            size="wide",
+        )
+        sections.append(Section(title, [picture, Table(HEAD, rows, caption, text_columns=(0, 1, 5))]))
+    sections.append(Section("Use", [Text(words) for words in RESPONSIBLE_USE]))
+    first = next(iter(compared["figures"].values()))["rows"]
+    summary = f"{len(first)} runs on {compared['split']}, the same {compared['n']:,} images each."
+    footer = f"Written by tfface {__version__}" + f": {command}" * bool(command)
+    paths = Page("Runs compared", summary, [], sections, footer).write(Path(folder))
+    paths["json"] = write_json(Path(folder) / "report.json", {**compared, "command": command})
+    return paths
