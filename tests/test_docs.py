@@ -48,6 +48,7 @@ ONLY_PARSED = {
     "prune facenet": "minutes; small networks are pruned in tests/pruning",
     "prune runs/": "needs a run and its data: tests/pruning",
     "reproduce": "hours; every recipe at tiny size in tests/recipes",
+    "robustness": "needs a data set of faces: tests/evaluation",
     "stream": "needs a camera or a clip: tests/online",
     "sweep": "hours; at tiny size in tests/training",
     "train": "hours; at tiny size in tests/training",

@@ -189,6 +189,16 @@ def _compare(options):
         print(f"{kind}: {path}")
 
 
+def _robustness(options):
+    from tfface import commands
+
+    made = commands.robustness(
+        options.model, options.split, options.data, options.data_dir, options.bfloat16, options.out
+    )
+    for kind, path in made.items():
+        print(f"{kind}: {path}")
+
+
 def _reproduce(options):
     from tfface import commands
 
@@ -661,6 +671,15 @@ def _compare_options(parser):
     )
 
 
+def _robustness_options(parser):
+    parser.add_argument("model", metavar="MODEL", help="folder of a run, or a model of the package: arg, compact")
+    parser.add_argument("--split", default="test", help="split, or a part of it: test[:1000] (default: test)")
+    parser.add_argument("--data", default="", help="another prepared data set with the same labels")
+    parser.add_argument("--out", metavar="DIR", help="folder of the page (default: runs/robustness-MODEL)")
+    _data_options(parser)
+    _compute_options(parser)
+
+
 def _client_options(parser):
     parser.add_argument("url", metavar="URL", help="http://HOST:8501 for REST, HOST:8500 for gRPC")
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, folders or globs")
@@ -734,6 +753,12 @@ VERBS = {
         _compare,
         _compare_options,
         "tfface compare runs/race-scratch runs/race-relu runs/race-no-cbam",
+    ),
+    "robustness": (
+        "how a model's accuracy falls with blur, JPEG, darkness and covers",
+        _robustness,
+        _robustness_options,
+        "tfface robustness compact --data utkface/five-point --split test[:1000]",
     ),
     "reproduce": (
         "train, evaluate, report and export a recipe",

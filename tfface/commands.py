@@ -220,6 +220,43 @@ def compare(folders: Iterable[str | Path], split: str = "test", out: str | Path 
     return comparing.write_comparison(compared, out, " ".join(["tfface", *sys.argv[1:]]))
 
 
+def robustness(
+    model: str | Path,
+    split: str = "test",
+    data: str = "",
+    data_dir: str | Path | None = None,
+    bfloat16: bool = False,
+    out: str | Path | None = None,
+) -> dict[str, Path]:
+    """Measure a model on pictures that get worse step by step, print each measurement and write a page of curves.
+
+    Args:
+        model: a run's folder, or the name of a shipped model.
+        split: name of the split, or a part of it.
+        data: another prepared data set with the same labels; the run's own if empty.
+        data_dir: where data sets are prepared.
+        bfloat16: compute convolutions in bfloat16.
+        out: folder of the page; runs/robustness-MODEL unless given.
+
+    Returns:
+        The page's files by kind.
+
+    Raises:
+        UserError: see `evaluation.robustness.robustness`.
+    """
+    from tfface.data import pipeline
+    from tfface.evaluation import robustness as measuring
+    from tfface.serving.predictor import find_model
+
+    run = find_model(model)
+    result = measuring.robustness(run, split, data, data_dir, bfloat16, progress=say)
+    examples = measuring.example_faces(pipeline.open_dataset(result["data"], data_dir), split)
+    name = Path(model).resolve().name
+    folder = Path(out) if out else Path("runs") / f"robustness-{name}"
+    command = " ".join(["tfface", *sys.argv[1:]])
+    return measuring.write_robustness(result, folder, f"Robustness of {name}", examples, command)
+
+
 def reproduce(
     recipe: Recipe,
     seeds: Iterable[int],

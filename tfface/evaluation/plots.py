@@ -502,6 +502,35 @@ def comparison(rows: Sequence[Mapping]) -> Figure:
 
 
 @styled
+def harm(harm: Mapping) -> Figure:
+    """Every figure against the strength of a harm, from undamaged (left) to severe; accuracies beside the age's error.
+
+    Args:
+        harm: one of those that `robustness.robustness` gives.
+    """
+    names = ["none" if strength is None else f"{strength:g}" for strength in harm["strengths"]]
+    figures = harm["figures"]
+    panels = [[name for name in figures if name != "age error"], [name for name in figures if name == "age error"]]
+    panels = [panel for panel in panels if panel]
+    figure = _figure(9.6 if len(panels) > 1 else 5.4, 3.2)
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        for colour, name in zip(LIGHT[3:] * 2, panel, strict=False):
+            values, label = figures[name], name.removesuffix(" accuracy").replace("_", " ")
+            low, high = zip(*(value["interval"] for value in values), strict=True)
+            axes.plot(names, [value["value"] for value in values], "o-", color=colour, markersize=4, label=label)
+            axes.fill_between(names, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.set_xlabel(harm["unit"], size=8.5)
+        if panel == ["age error"]:
+            axes.set_title("age error, years")
+            axes.set_ylim(0)
+        else:
+            axes.set_title("accuracy")
+            axes.set_ylim(0, 1.02)
+            axes.legend(loc="lower left", fontsize=8)
+    return figure
+
+
+@styled
 def roc(results: Mapping[str, Mapping]) -> Figure:
     """True accepts against false accepts on a logarithmic axis, which ends where fewer than ten negatives stand.
 

@@ -3,7 +3,7 @@ and the noise depend on the seed and the epoch alone, so that a resumed run sees
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
@@ -240,11 +240,28 @@ def _numbered(builder, split: str) -> tf.data.Dataset:
     return pipeline.examples(builder, split).enumerate().map(lambda place, row: {**row, "example": place})
 
 
-def evaluation_images(builder, split: str, recipe: Recipe, view: pipeline.View, batch_size: int = 64):
-    """Batches of the images of a split in their fixed order, seen in one view: `(batch, height, width, 3)` float32."""
+def evaluation_images(
+    builder, split: str, recipe: Recipe, view: pipeline.View, batch_size: int = 64, change: Callable | None = None
+):
+    """Batches of the images of a split in their fixed order, seen in one view: `(batch, height, width, 3)` float32.
+
+    Args:
+        builder: a prepared data set.
+        split: its split, or a part of it.
+        recipe: says how large the network's input is.
+        view: how each image is looked at.
+        batch_size: images a batch.
+        change: `(image (height, width, 3) uint8, key)` -> an image of the same shape, before it is scaled.
+    """
 
     def prepare(row):
-        image = pipeline.decode(row["image"], recipe.image_size, view.zoom)
+        if change is None:
+            image = pipeline.decode(row["image"], recipe.image_size, view.zoom)
+        else:
+            image = tf.io.decode_image(row["image"], channels=3, expand_animations=False)
+            image = tf.numpy_function(change, [image, row["key"]], tf.uint8)
+            image.set_shape((None, None, 3))
+            image = pipeline.resize(image, recipe.image_size, view.zoom)
         return tf.reverse(image, [1]) if view.mirror else image
 
     rows = pipeline.examples(builder, split)

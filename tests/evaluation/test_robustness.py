@@ -1,0 +1,98 @@
+"""Pictures that get worse: what each harm does to a picture, and the curves of a real model."""
+
+import json
+
+import numpy as np
+import pytest
+
+from tfface.cli import main
+from tfface.data import pipeline
+from tfface.errors import UserError
+from tfface.evaluation import robustness as module
+from tfface.evaluation.evaluate import evaluate
+from tfface.evaluation.predictions import predict_split
+from tfface.evaluation.robustness import HARMS, MASK, dark, example_faces, hidden_below, robustness, small
+from tfface.faces.occlude import generator
+from tfface.faces.synthesize import face
+from tfface.serving.predictor import find_model
+
+DATA = "synthetic_faces/small"
+
+
+@pytest.fixture(scope="module")
+def image():
+    return face(3, size=112).image[:, 8:104]
+
+
+@pytest.mark.parametrize("name", HARMS)
+def test_every_step_of_a_harm_is_further_from_the_picture(name, image):
+    harm = HARMS[name]
+    errors = []
+    for strength in harm.strengths:
+        harmed = harm.apply(image, strength, generator("a", 0))
+        assert (harmed.shape, harmed.dtype) == (image.shape, np.uint8)
+        assert np.array_equal(harmed, harm.apply(image, strength, generator("a", 0)))  # the key decides
+        errors.append(np.abs(harmed.astype(float) - image).mean())
+    assert errors[0] > 0
+    # where an object lies is chance: of covers only the two ends are compared
+    assert errors[0] < errors[-1] if name == "covered" else errors == sorted(errors)
+
+
+def test_dark_is_less_light_and_not_less_grey_level():
+    grey = np.full((100, 100, 3), 200, np.uint8)
+    # a tenth of the light: 200 * 0.1 ** (1 / 2.2) = 70.2
+    assert dark(grey, 0.1, generator("a")).mean() == pytest.approx(70.2, abs=0.1)
+
+
+def test_hidden_from_below_by_hand(image):
+    harmed = hidden_below(image, 0.25, None)
+    assert np.array_equal(harmed[:84], image[:84])
+    assert (harmed[84:] == MASK).all()
+
+
+def test_small_keeps_what_small_faces_show():
+    """Columns of 8 pixels are gone at an eighth of the size, an even grey stays."""
+    stripes = np.zeros((64, 64, 3), np.uint8)
+    stripes[:, ::2] = 200
+    assert np.ptp(small(stripes, 8, None)) <= 1
+    assert small(stripes, 8, None).mean() == pytest.approx(100, abs=1)
+
+
+@pytest.fixture
+def two_harms(monkeypatch):
+    kept = {name: HARMS[name] for name in ("blur", "hidden from below")}
+    monkeypatch.setattr(
+        module, "HARMS", {name: module.Harm(harm.apply, (0.08,), harm.unit) for name, harm in kept.items()}
+    )
+
+
+def test_curves_of_the_shipped_network(two_harms, data_dir, tmp_path, capsys):
+    out = tmp_path / "page"
+    arguments = ["robustness", "compact", "--data", DATA, "--split", "test[:12]", "--data-dir", str(data_dir)]
+    assert main([*arguments, "--out", str(out)]) == 0
+    assert "undamaged: gender accuracy" in capsys.readouterr().out
+    result = json.loads((out / "report.json").read_text())
+    assert result["n"] == 12
+    blur = result["harms"]["blur"]
+    assert blur["strengths"] == [None, 0.08]
+    assert {"gender accuracy", "age error"} <= set(blur["figures"])
+    # every curve begins at the same place, and that is what an evaluation gives
+    whole = result["harms"]["hidden from below"]["figures"]["age error"][0]
+    assert blur["figures"]["age error"][0] == whole
+    assert blur["figures"]["age error"][1] != whole
+    expected = evaluate(predict_split(find_model("compact"), "test[:12]", DATA, data_dir, progress=False))
+    assert whole["value"] == pytest.approx(expected["age"]["mae"]["value"], abs=1e-4)
+    assert (out / "figures" / "hidden-from-below.svg").exists()
+    assert (out / "figures" / "examples-blur.jpg").exists()
+
+
+def test_examples_begin_undamaged(data_dir):
+    shown = example_faces(pipeline.open_dataset(DATA, data_dir), "test")
+    assert shown.keys() == HARMS.keys()
+    for name, tiles in shown.items():
+        assert [caption for _, caption in tiles] == ["undamaged", *(f"{one:g}" for one in HARMS[name].strengths)]
+
+
+def test_joined_data_are_refused():
+    with pytest.raises(UserError, match="name one of them with --data"):
+        robustness(find_model("compact"))
