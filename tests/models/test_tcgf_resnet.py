@@ -7,6 +7,7 @@ import pytest
 from tfface import labels, tasks
 from tfface.faces import synthesize
 from tfface.models import applications, tcgf_resnet
+from tfface.models.tcgf_resnet import open_attention
 from tfface.training.fit import precision
 from tfface.training.run import carry_weights
 
@@ -90,3 +91,24 @@ def test_bfloat16_trains_to_the_same_loss():
     assert losses["float32"][-1] < losses["float32"][0] / 2
     assert losses["mixed_bfloat16"][0] == pytest.approx(losses["float32"][0], rel=0.05)
     assert losses["mixed_bfloat16"][-1] == pytest.approx(losses["float32"][-1], abs=0.1)
+
+
+def test_open_attention_says_what_the_carried_network_said():
+    """With the fresh attention open, the features are those of the same network without attention, to rounding."""
+    plain, network = (tcgf_resnet(RACE, SHAPE, attention=attention) for attention in (False, True))
+    random = np.random.default_rng(0)
+    for layer in plain.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):  # as after training: no two channels alike
+            layer.set_weights([random.uniform(0.5, 1.5, weight.shape) for weight in layer.get_weights()])
+    for layer in plain.layers:
+        if layer.weights:
+            network.get_layer(layer.name).set_weights(layer.get_weights())
+    fresh = [layer.name for layer in network.layers if "attention" in layer.name]
+    pixels = random.uniform(0, 255, (2, *SHAPE)).astype("float32")
+    before = keras.Model(plain.input, plain.get_layer("features").output)(pixels)
+    after = keras.Model(network.input, network.get_layer("features").output)
+    assert np.abs(after(pixels) - before).max() > 0.1 * np.abs(before).max()
+    open_attention(network, fresh)
+    np.testing.assert_allclose(after(pixels), before, rtol=1e-3, atol=1e-4 * np.abs(before).max())
+    with pytest.raises(ValueError, match="alone"):
+        open_attention(network, fresh[:1])

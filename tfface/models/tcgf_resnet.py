@@ -1,10 +1,10 @@
 """TCGF-ResNet (paper 1): ResNet50 with CBAM in its identity blocks and GELU, for grey faces."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from keras import Model, initializers
+from keras import Model, initializers, ops
 
-from tfface.layers import GreyImage, cbam
+from tfface.layers import ChannelAttention, GreyImage, SpatialAttention, cbam
 from tfface.models.resnet import resnet
 from tfface.tasks import Task
 
@@ -55,3 +55,31 @@ def tcgf_resnet(
         head_initializer=initializers.RandomNormal(stddev=0.001),
         name=name,
     )
+
+
+def open_attention(model: Model, names: Collection[str]) -> None:
+    """Let fresh attention, put into a network that was trained without it, begin as if it were not there.
+
+    Fresh gates are about one half, over channels and again over places, so what a carried block adds shrinks to a
+    quarter, unevenly, and the network forgets what it knew. Here each gate is exactly one half at the start, and the
+    batch norm before both gives four times as much.
+
+    Args:
+        model: a `tcgf_resnet` whose convolutions and batch norms hold a trained network's weights.
+        names: the attention layers that are fresh.
+
+    Raises:
+        ValueError: only one half of a block's attention is fresh.
+    """
+    for layer in model.layers:
+        if not isinstance(layer, ChannelAttention) or layer.name not in names:
+            continue
+        block = layer.name.removesuffix("_attention_channel")
+        spatial = model.get_layer(f"{block}_attention_spatial")
+        if spatial.name not in names or not isinstance(spatial, SpatialAttention):
+            raise ValueError(f"`names` must hold both attention layers of {block}. Received: {layer.name} alone")
+        for weight in (layer.output_kernel, layer.output_bias, spatial.kernel):
+            weight.assign(ops.zeros_like(weight))
+        norm = model.get_layer(f"{block}_3_bn")
+        for weight in (norm.gamma, norm.beta):
+            weight.assign(4 * weight)

@@ -28,7 +28,7 @@ from tfface.layers import GreyImage
 from tfface.losses import FocalLoss
 from tfface.models.applications import applications
 from tfface.models.rnet import rnet
-from tfface.models.tcgf_resnet import tcgf_resnet
+from tfface.models.tcgf_resnet import open_attention, tcgf_resnet
 from tfface.optimizers import warm_cosine
 from tfface.recipes.recipe import Recipe
 
@@ -59,6 +59,8 @@ class Race(Recipe):
         loss: "focal" (equation 4) or "crossentropy" (figure 10).
         algorithm: "sgd" or "adam" (figure 8).
         momentum: of SGD; the paper gives none, 0.9 is usual.
+        open_attention: with `initial`, attention that the carried network had not begins as if it were not there
+            (`tfface.models.tcgf_resnet.open_attention`); False leaves it as chance made it.
         schedule: how the learning rate goes: "constant" (the paper) or "cosine" (a short warm-up, then to zero).
     """
 
@@ -78,6 +80,7 @@ class Race(Recipe):
     algorithm: str = "sgd"
     momentum: float = 0.9
     schedule: str = "constant"
+    open_attention: bool = True
 
     variants: ClassVar[Mapping[str, Mapping]] = {
         # Set I, whose weights are carried over (figure 5); the paper does not say by which loss it learns them.
@@ -165,6 +168,11 @@ class Race(Recipe):
         except ValueError as error:
             raise UserError(str(error)) from error
         raise UserError(f"network must be one of tcgf, rnet, {', '.join(BASELINES)}. Received: {self.network}.")
+
+    def carried(self, model, carried, fresh):
+        """With the attention open, if that is asked for and it is fresh."""
+        if self.network == "tcgf" and self.open_attention:
+            open_attention(model, fresh)
 
     def optimizer(self, model, steps):
         """SGD or Adam, at a rate that stays (the paper's 0.01) or rises shortly and falls by a cosine."""

@@ -100,6 +100,9 @@ class Recipe:
         """A fresh optimizer with the paper's schedule, for training `model` (or a part of it) over `steps` steps."""
         raise NotImplementedError
 
+    def carried(self, model: keras.Model, carried: list[str], fresh: list[str]) -> None:
+        """Make a network ready whose layers `carried` hold the weights of the run `initial`; `fresh` are its others."""
+
     def adapted(self, classes: Mapping[str, tuple[str, ...]]) -> Recipe:
         """The recipe for a data set with these classes.
 

@@ -174,6 +174,7 @@ def prepared(
     carried, fresh = [], []
     if recipe.initial:
         carried, fresh = carry_weights(model, Run(recipe.initial).trained_file)
+        recipe.carried(model, carried, fresh)
     splits = {"train": recipe.train_split, "validation": recipe.validation_split}
     labels = {part: pipeline.label_arrays(builder, split) for part, split in splits.items()}
     size, steps = batches.steps_of(labels["train"], recipe)
