@@ -102,7 +102,7 @@ def for_dark_pages(drawing: bytes) -> bytes:
 
 def save(figure: Figure, path: str | Path, dpi: int = 160) -> Path:
     """Write a figure to a file whose ending matplotlib knows, aside first and then renamed."""
-    with written_aside(path) as aside:
+    with written_aside(path) as aside, matplotlib.rc_context(_STYLE):
         figure.savefig(aside, dpi=dpi, facecolor=PAPER)
     return Path(path)
 
@@ -512,7 +512,7 @@ def harm(harm: Mapping) -> Figure:
     figures = harm["figures"]
     panels = [[name for name in figures if name != "age error"], [name for name in figures if name == "age error"]]
     panels = [panel for panel in panels if panel]
-    figure = _figure(9.6 if len(panels) > 1 else 5.4, 3.2)
+    figure = _figure(9.6 if len(panels) > 1 else 5.4, 3.3)
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for colour, name in zip(LIGHT[3:] * 2, panel, strict=False):
             values, label = figures[name], name.removesuffix(" accuracy").replace("_", " ")
