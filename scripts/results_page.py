@@ -2,6 +2,7 @@
 
     python scripts/results_page.py                       # tables -> README.md; fills in the differences
     python scripts/results_page.py --keep RUN NAME       # curves and test figures of a run -> results/runs/NAME.json
+    python scripts/results_page.py --keep PAGE NAME      # what `tfface compare` wrote there -> the same
 
 A table is results/paperN.csv, one row a figure: `published` is what the paper prints (empty: nothing), `ours` what the
 command gave (empty: not run, and `note` says why), `spread` its standard deviation over `seeds` (seeds or folds).
@@ -37,7 +38,12 @@ holds the training curves and test figures of some runs, which the notebooks dra
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--keep", nargs=2, metavar=("RUN", "NAME"), help="a run's folder and the name to keep it under")
+    parser.add_argument(
+        "--keep",
+        nargs=2,
+        metavar=("RUN", "NAME"),
+        help="the folder of a run or of a comparison, and the name to keep it under",
+    )
     options = parser.parse_args()
     if options.keep:
         keep(Path(options.keep[0]), options.keep[1])
@@ -89,7 +95,15 @@ def made(row: dict[str, str]) -> str:
 
 
 def keep(run: Path, name: str) -> None:
-    """Keep a run's recipe, curves and figures on its test split, without the smallest cells of its groups."""
+    """Keep a run's recipe, curves and figures on its test split, without the smallest cells of its groups; or runs
+    compared, without their folders."""
+    if not (run / "config.json").exists():
+        compared = json.loads((run / "report.json").read_text())
+        for figure in compared["figures"].values():
+            for row in figure["rows"]:
+                del row["folder"]
+        (RESULTS / "runs" / f"{name}.json").write_text(json.dumps(rounded(compared), separators=(",", ":")) + "\n")
+        return
     config = json.loads((run / "config.json").read_text())
     figures = json.loads((run / "metrics.json").read_text())["test"]
     figures["groups"]["by"] = {key: rows for key, rows in figures["groups"]["by"].items() if key.count(" x ") < 2}
