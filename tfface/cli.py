@@ -185,7 +185,7 @@ def _report(options):
 def _compare(options):
     from tfface import commands
 
-    for kind, path in commands.compare(options.runs, options.split, options.out).items():
+    for kind, path in commands.compare(options.runs, options.split, options.common, options.out).items():
         print(f"{kind}: {path}")
 
 
@@ -663,9 +663,15 @@ def _export_options(parser):
 
 def _compare_options(parser):
     parser.add_argument(
-        "runs", nargs="+", metavar="RUN", help="folders of runs, or of several seeds each; the first is the measure"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="folders of runs, or of several seeds each; the first is the measure; RUN:SPLIT names another split",
     )
     parser.add_argument("--split", default="test", help="what they were evaluated on (default: test)")
+    parser.add_argument(
+        "--common", action="store_true", help="on the images that all have, where alignments found different faces"
+    )
     parser.add_argument(
         "--out", default="runs/compare", metavar="DIR", help="folder of the page (default: runs/compare)"
     )

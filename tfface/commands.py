@@ -194,12 +194,15 @@ def report(folder: str | Path, data_dir: str | Path | None = None, command: str 
     return run_report.report(folder, data_dir, command)
 
 
-def compare(folders: Iterable[str | Path], split: str = "test", out: str | Path = "runs/compare") -> dict[str, Path]:
+def compare(
+    folders: Iterable[str | Path], split: str = "test", common: bool = False, out: str | Path = "runs/compare"
+) -> dict[str, Path]:
     """Set runs beside the first of them, on the same images: print a table and write a page.
 
     Args:
-        folders: of runs, or of several seeds each.
+        folders: of runs, or of several seeds each; RUN:SPLIT for one that was evaluated under another name.
         split: what they were evaluated on.
+        common: compare on the images that all of them have.
         out: folder of the page.
 
     Returns:
@@ -210,13 +213,16 @@ def compare(folders: Iterable[str | Path], split: str = "test", out: str | Path 
     """
     from tfface.evaluation import compare as comparing
 
-    compared = comparing.compare(list(folders), split)
+    compared = comparing.compare(list(folders), split, common)
     for figure, about in compared["figures"].items():
         rows = [(figure, *comparing.HEAD[1:]), *(comparing.cells(row, about["better"]) for row in about["rows"])]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         for row in rows:
             say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
         say()
+    if any(compared["left_out"]):
+        left_out = ", ".join(map(str, compared["left_out"]))
+        say(f"on {compared['n']:,} images that all have; left out, run by run: {left_out}")
     return comparing.write_comparison(compared, out, " ".join(["tfface", *sys.argv[1:]]))
 
 

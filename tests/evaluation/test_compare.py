@@ -103,6 +103,31 @@ def test_other_images_cannot_be_compared(runs, tmp_path, predictions):
         compare([runs[0], tmp_path / "fewer"])
 
 
+def test_common_images_are_compared_and_the_others_counted(runs, tmp_path, predictions, capsys):
+    told(tmp_path / "fewer", predictions.chosen(np.arange(300)))
+    (tmp_path / "fewer" / "predictions-test.npz").rename(tmp_path / "fewer" / "predictions-set-test.npz")
+    compared = compare([runs[0], f"{tmp_path / 'fewer'}:set-test"], common=True)
+    assert (compared["n"], compared["left_out"]) == (300, [100, 0])
+    right = predictions.probabilities["gender"].argmax(axis=1)[:300] == predictions.truth["gender"][:300]
+    assert compared["figures"]["gender accuracy"]["rows"][1]["value"] == pytest.approx(right.mean())
+    told(tmp_path / "others", dataclasses.replace(predictions, key=np.char.add(predictions.key, "x")))
+    with pytest.raises(UserError, match="images in common"):
+        compare([runs[0], tmp_path / "others"], common=True)
+
+
+def test_every_group_of_people_is_compared(runs, predictions):
+    groups = compare(runs)["figures"]["gender accuracy"]["groups"]
+    assert {group["attribute"] for group in groups} == {"gender", "race", "age group"}
+    for attribute in ("gender", "race", "age group"):
+        assert sum(group["n"] for group in groups if group["attribute"] == attribute) == 400
+    black = next(group for group in groups if group["group"] == "Black")
+    inside = predictions.truth["race"] == 1
+    right = (predictions.probabilities["gender"].argmax(axis=1) == predictions.truth["gender"])[inside]
+    assert black["n"] == inside.sum()
+    assert black["rows"][0]["seeds"][0] == pytest.approx(right.mean())
+    assert black["rows"][1]["difference"]["value"] < 0
+
+
 def test_no_task_in_common(runs, tmp_path, predictions):
     told(
         tmp_path / "gender",

@@ -6,6 +6,7 @@ interval that counts both kinds of luck, that of training (the seeds) and that o
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from tfface import __version__
 from tfface.errors import UserError
 from tfface.evaluation import plots
 from tfface.evaluation.evaluate import Predictions
+from tfface.evaluation.fairness import SMALLEST_GROUP, attributes
 from tfface.evaluation.pages import Page, Picture, Section, Table, Text, slug
 from tfface.evaluation.report import RESPONSIBLE_USE
 from tfface.files import write_json
@@ -33,49 +35,57 @@ class Scores(NamedTuple):
     Attributes:
         folder: the run's folder.
         fields: the fields of its recipe.
-        seeds: names of its seeds.
         key: (n,) names of the images, sorted.
         figures: name of the figure -> (seeds, n): "TASK accuracy", 1 where the answer is right and 0 where not, or
             "age error", years >= 0.
+        groups: attribute -> (n,) the group of each image, and the groups' names (`fairness.attributes`).
     """
 
     folder: Path
     fields: dict
-    seeds: tuple[str, ...]
     key: np.ndarray
     figures: dict[str, np.ndarray]
+    groups: dict[str, tuple[np.ndarray, tuple[str, ...]]]
+
+    def chosen(self, which: np.ndarray) -> Scores:
+        """Those of the images that a mask `(n,)` keeps."""
+        figures = {name: values[:, which] for name, values in self.figures.items()}
+        groups = {name: (member[which], names) for name, (member, names) in self.groups.items()}
+        return self._replace(key=self.key[which], figures=figures, groups=groups)
 
 
 def scores(folder: str | Path, split: str = "test") -> Scores:
     """The scores of a run, or of all seeds of a folder of runs, from the predictions that `tfface evaluate` left.
 
     Args:
-        folder: of one run, or of several with the names seed-*.
+        folder: of one run, or of several with the names seed-*; "FOLDER:SPLIT" where another split is meant, such as
+            "runs/compact/seed-0:utkface-five-point-test".
         split: name of the split.
 
     Raises:
         UserError: no run is there, it was not evaluated on the split, or its seeds were on different images.
     """
-    folder = Path(folder)
+    folder, _, named = str(folder).partition(":")
+    folder, split = Path(folder), named or split
     runs = [Run(path) for path in sorted(folder.glob("seed-*")) if Run(path).done] or [Run(folder)]
     fields = runs[0].recipe().to_json()
     every = [Predictions.load(run.folder / f"predictions-{split}.npz") for run in runs]
-    of_seeds = [_of(predictions) for predictions in every]
-    for run, (key, _) in zip(runs, of_seeds, strict=True):
-        _same_images(runs[0].folder, of_seeds[0][0], run.folder, key)
-    figures = {name: np.stack([scored[name] for _, scored in of_seeds]) for name in of_seeds[0][1]}
-    return Scores(folder, fields, tuple(run.folder.name for run in runs), of_seeds[0][0], figures)
+    every = [predictions.chosen(np.argsort(predictions.key)) for predictions in every]
+    for run, predictions in zip(runs, every, strict=True):
+        _same_images(runs[0].folder, every[0].key, run.folder, predictions.key)
+    of_seeds = [_figures(predictions) for predictions in every]
+    figures = {name: np.stack([scored[name] for scored in of_seeds]) for name in of_seeds[0]}
+    return Scores(folder, fields, every[0].key, figures, attributes(every[0]))
 
 
-def _of(predictions: Predictions) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    order = np.argsort(predictions.key)
+def _figures(predictions: Predictions) -> dict[str, np.ndarray]:
     figures = {
-        f"{task} accuracy": np.asarray(probabilities.argmax(axis=1) == predictions.truth[task], float)[order]
+        f"{task} accuracy": np.asarray(probabilities.argmax(axis=1) == predictions.truth[task], float)
         for task, probabilities in predictions.probabilities.items()
     }
     if predictions.age_years is not None:
-        figures["age error"] = np.abs(predictions.age_years - predictions.truth["age"])[order]
-    return np.asarray(predictions.key)[order], figures
+        figures["age error"] = np.abs(predictions.age_years - predictions.truth["age"])
+    return figures
 
 
 def _same_images(folder, key, other_folder, other_key) -> None:
@@ -83,7 +93,8 @@ def _same_images(folder, key, other_folder, other_key) -> None:
         both = len(np.intersect1d(key, other_key))
         raise UserError(
             f"Only runs that were evaluated on the same images can be compared. Received: {folder} with {len(key):,}, "
-            f"{other_folder} with {len(other_key):,}, {both:,} of them in both. Evaluate both on one data set."
+            f"{other_folder} with {len(other_key):,}, {both:,} of them in both. Evaluate both on one data set, or "
+            "compare them on what both have (--common)."
         )
 
 
@@ -111,18 +122,21 @@ def difference(ours: np.ndarray, base: np.ndarray) -> dict:
     return {"value": value, "interval": [value - float(half), value + float(half)]}
 
 
-def compare(folders: Sequence[str | Path], split: str = "test") -> dict:
+def compare(folders: Sequence[str | Path], split: str = "test", common: bool = False) -> dict:
     """Set runs beside the first of them.
 
     Args:
-        folders: of runs, or of several seeds each; the first is the one that the others are measured against.
+        folders: of runs, or of several seeds each, see `scores`; the first is what the others are measured against.
         split: name of the split.
+        common: compare on the images that all runs have, where they were evaluated on different ones, such as faces
+            that two alignments found.
 
     Returns:
-        A dictionary that goes to JSON as it stands: `split`, `n` and `figures`: name -> `better` ("high" or "low") and
-        `rows`, of which each has `name`, `folder`, `changed` (fields of the recipe: [the first run's, its own]),
-        `seeds` (one value each), `value` (their mean), `spread` (their standard deviation, None for one) and, but for
-        the first, `difference` (see `difference`).
+        A dictionary that goes to JSON as it stands: `split`, `n`, `left_out` (of each run: images that not all have)
+        and `figures`: name -> `better` ("high" or "low"), `rows`, of which each has `name`, `folder`, `changed`
+        (fields of the recipe: [the first run's, its own]), `seeds` (one value each), `value` (their mean), `spread`
+        (their standard deviation, None for one) and, but for the first, `difference` (see `difference`), and `groups`:
+        the same rows for every group of people, with `attribute`, `group`, `n` and `too_small`.
 
     Raises:
         UserError: fewer than two runs, a run that was not evaluated, different images, or no task in common.
@@ -130,36 +144,53 @@ def compare(folders: Sequence[str | Path], split: str = "test") -> dict:
     if len(folders) < 2:
         raise UserError(f"expected two runs or more to compare, received {len(folders)}")
     every = [scores(folder, split) for folder in folders]
+    sizes = [len(one.key) for one in every]
+    if common:
+        shared = functools.reduce(np.intersect1d, [one.key for one in every])
+        if not len(shared):
+            raise UserError(f"expected runs with images in common, received none: {', '.join(map(str, folders))}")
+        every = [one.chosen(np.isin(one.key, shared)) for one in every]
     base = every[0]
     for other in every[1:]:
         _same_images(base.folder, base.key, other.folder, other.key)
-    common = [name for name in base.figures if all(name in other.figures for other in every)]
-    if not common:
+    names = [name for name in base.figures if all(name in other.figures for other in every)]
+    if not names:
         received = "; ".join(f"{one.folder} with {', '.join(one.figures)}" for one in every)
         raise UserError(f"expected runs with a task in common, received {received}")
-    names = _names([one.folder for one in every])
     figures = {}
-    for figure in common:
-        rows = []
-        for name, one in zip(names, every, strict=True):
-            values = one.figures[figure].mean(axis=1)
-            row = {
-                "name": name,
-                "folder": str(one.folder),
-                "changed": {
-                    field: [base.fields.get(field), value]
-                    for field, value in one.fields.items()
-                    if value != base.fields.get(field) and field != "seed"
-                },
-                "seeds": values.tolist(),
-                "value": float(values.mean()),
-                "spread": float(values.std(ddof=1)) if len(values) > 1 else None,
+    for figure in names:
+        groups = []
+        for attribute, (member, members) in base.groups.items():
+            for place, group in enumerate(members):
+                inside = member == place
+                about = {"attribute": attribute, "group": group, "n": int(inside.sum())}
+                if about["n"]:
+                    rows = _rows([one.chosen(inside) for one in every], figure)
+                    groups.append({**about, "too_small": about["n"] < SMALLEST_GROUP, "rows": rows})
+        rows = _rows(every, figure)
+        for row, name, one in zip(rows, _names([one.folder for one in every]), every, strict=True):
+            changed = {
+                field: [base.fields.get(field), value]
+                for field, value in one.fields.items()
+                if value != base.fields.get(field) and field != "seed"
             }
-            if one is not base:
-                row["difference"] = difference(one.figures[figure], base.figures[figure])
-            rows.append(row)
-        figures[figure] = {"better": BETTER[figure.split()[-1]], "rows": rows}
-    return {"split": split, "n": len(base.key), "figures": figures}
+            row.update(name=name, folder=str(one.folder), changed=changed)
+        figures[figure] = {"better": BETTER[figure.split()[-1]], "rows": rows, "groups": groups}
+    n = len(base.key)
+    return {"split": split, "n": n, "left_out": [size - n for size in sizes], "figures": figures}
+
+
+def _rows(every: Sequence[Scores], figure: str) -> list[dict]:
+    """What each run scored, and its difference from the first."""
+    rows = []
+    for one in every:
+        values = one.figures[figure].mean(axis=1)
+        spread = float(values.std(ddof=1)) if len(values) > 1 else None
+        row = {"seeds": values.tolist(), "value": float(values.mean()), "spread": spread}
+        if one is not every[0]:
+            row["difference"] = difference(one.figures[figure], every[0].figures[figure])
+        rows.append(row)
+    return rows
 
 
 def _names(folders: Sequence[Path]) -> list[str]:
@@ -187,14 +218,43 @@ HEAD = ("run", "what is different", "value", "seeds", "difference (95 % interval
 
 def cells(row: dict, better: str) -> tuple[str, ...]:
     """One row of the table of a figure, under the names of `HEAD`."""
-    digits = 3 if better == "high" else 2
     changed = ", ".join(f"{field}: {new}" for field, (_, new) in row["changed"].items())
-    value = f"{row['value']:.{digits}f}" + (f" ± {row['spread']:.{digits}f}" if row["spread"] is not None else "")
+    value, told = _value(row, better), _difference(row, better)
+    what = changed or "nothing" if told else "(base)"
+    return row["name"], what, value, str(len(row["seeds"])), told, verdict(row, better)
+
+
+def _value(row: dict, better: str) -> str:
+    digits = 3 if better == "high" else 2
+    spread = "" if row["spread"] is None else f" ± {row['spread']:.{digits}f}"
+    return f"{row['value']:.{digits}f}{spread}"
+
+
+def _difference(row: dict, better: str) -> str:
     if "difference" not in row:
-        return row["name"], "(base)", value, str(len(row["seeds"])), "", ""
+        return ""
+    digits = 3 if better == "high" else 2
     told, low, high = (f"{end:+.{digits}f}" for end in (row["difference"]["value"], *row["difference"]["interval"]))
-    interval = f"{told} ({low} to {high})"
-    return row["name"], changed or "nothing", value, str(len(row["seeds"])), interval, verdict(row, better)
+    return f"{told} ({low} to {high})"
+
+
+def _groups(about: dict) -> Table:
+    """Every group of people: what the first run scores there, and how far each of the others is from it."""
+    first, *others = [row["name"] for row in about["rows"]]
+    rows = []
+    for group in about["groups"]:
+        base, *compared = group["rows"]
+        small = " (too few to judge)" * group["too_small"]
+        told = [_difference(row, about["better"]) for row in compared]
+        rows.append(
+            (f"{group['attribute']}: {group['group']}{small}", str(group["n"]), _value(base, about["better"]), *told)
+        )
+    caption = (
+        "For each group of people, the difference from the first run with its 95 % interval. Of so many groups one in "
+        "twenty leaves zero out by chance."
+    )
+    small_rows = [index for index, group in enumerate(about["groups"]) if group["too_small"]]
+    return Table(("group", "n", first, *others), rows, caption, small_rows=small_rows, folded=True)
 
 
 def write_comparison(compared: dict, folder: str | Path, command: str = "") -> dict[str, Path]:
@@ -222,10 +282,15 @@ def write_comparison(compared: dict, folder: str | Path, command: str = "") -> d
             partial(plots.comparison, about["rows"]),
             size="wide",
         )
-        sections.append(Section(title, [picture, Table(HEAD, rows, caption, text_columns=(0, 1, 5))]))
+        blocks = [picture, Table(HEAD, rows, caption, text_columns=(0, 1, 5))]
+        sections.append(Section(title, [*blocks, _groups(about)] if about["groups"] else blocks))
     sections.append(Section("Use", [Text(words) for words in RESPONSIBLE_USE]))
     first = next(iter(compared["figures"].values()))["rows"]
     summary = f"{len(first)} runs on {compared['split']}, the same {compared['n']:,} images each."
+    if any(compared["left_out"]):
+        names = [row["name"] for row in first]
+        left_out = ", ".join(f"{count:,} of {name}" for name, count in zip(names, compared["left_out"], strict=True))
+        summary += f" Left out, as not all runs have them: {left_out}."
     footer = f"Written by tfface {__version__}" + f": {command}" * bool(command)
     paths = Page("Runs compared", summary, [], sections, footer).write(Path(folder))
     paths["json"] = write_json(Path(folder) / "report.json", {**compared, "command": command})

@@ -35,19 +35,19 @@ def by_group(predictions: Predictions, age_starts: Sequence[int] = ARG_AGE_START
         None where fewer than two groups are large enough, or where no direction is better).
     """
     figures, outcomes = _outcomes(predictions)
-    attributes = _attributes(predictions, age_starts)
+    of = attributes(predictions, age_starts)
     overall = {name: _summary(outcomes[name], figure["better"]) for name, figure in figures.items()}
     by = {}
-    for names in _combinations(list(attributes)):
+    for names in _combinations(list(of)):
         groups = []
-        for members in itertools.product(*(range(len(attributes[name][1])) for name in names)):
+        for members in itertools.product(*(range(len(of[name][1])) for name in names)):
             inside = np.ones(len(predictions.key), dtype=bool)
             for name, member in zip(names, members, strict=True):
-                inside &= attributes[name][0] == member
+                inside &= of[name][0] == member
             n = int(inside.sum())
             groups.append(
                 {
-                    "group": [attributes[name][1][member] for name, member in zip(names, members, strict=True)],
+                    "group": [of[name][1][member] for name, member in zip(names, members, strict=True)],
                     "n": n,
                     "too_small": n < SMALLEST_GROUP,
                     "figures": {
@@ -83,10 +83,11 @@ def _outcomes(predictions: Predictions) -> tuple[dict, dict]:
     return figures, outcomes
 
 
-def _attributes(predictions: Predictions, age_starts: Sequence[int]) -> dict[str, tuple[np.ndarray, tuple]]:
-    """What people are grouped by: for each attribute the index of each example's group, and the groups'
-    names."""
-    attributes = {
+def attributes(
+    predictions: Predictions, age_starts: Sequence[int] = ARG_AGE_STARTS
+) -> dict[str, tuple[np.ndarray, tuple[str, ...]]]:
+    """What people are grouped by: attribute -> the index of each example's group `(n,)`, and the groups' names."""
+    found = {
         name: (np.asarray(predictions.truth[name]), tuple(predictions.classes[name]))
         for name in sorted(predictions.truth, key=lambda name: (name != "gender", name != "race", name))
         if name != "age" and name not in predictions.ordered
@@ -94,13 +95,13 @@ def _attributes(predictions: Predictions, age_starts: Sequence[int]) -> dict[str
     if "age" in predictions.truth:
         ends = [f"-{following - 1}" for following in age_starts[1:]] + ["+"]
         names = tuple(f"{start}{end}" for start, end in zip(age_starts, ends, strict=True))
-        attributes["age group"] = (age_bin(np.floor(predictions.truth["age"]), age_starts), names)
+        found["age group"] = (age_bin(np.floor(predictions.truth["age"]), age_starts), names)
     else:
         for name in ("age_group", "age_bins"):
             if name in predictions.truth:
-                attributes["age group"] = (np.asarray(predictions.truth[name]), tuple(predictions.classes[name]))
+                found["age group"] = (np.asarray(predictions.truth[name]), tuple(predictions.classes[name]))
                 break
-    return attributes
+    return found
 
 
 def _combinations(names: list[str]) -> list[tuple[str, ...]]:
