@@ -195,7 +195,9 @@ def _rows(every: Sequence[Scores], figure: str) -> list[dict]:
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """The folders' names without the words that all begin or end with; their paths where that leaves nothing."""
-    parts = [folder.resolve().name.split("-") for folder in folders]
+    whole = [folder.resolve() for folder in folders]
+    names = [f"{path.parent.name}-{path.name}" if path.name.startswith("seed-") else path.name for path in whole]
+    parts = [name.split("-") for name in names]
     least = min(map(len, parts))
     head = next((i for i in range(least) if len({part[i] for part in parts}) > 1), least)
     tail = next((i for i in range(least - head) if len({part[-1 - i] for part in parts}) > 1), least - head)
@@ -218,7 +220,9 @@ HEAD = ("run", "what is different", "value", "seeds", "difference (95 % interval
 
 def cells(row: dict, better: str) -> tuple[str, ...]:
     """One row of the table of a figure, under the names of `HEAD`."""
-    changed = ", ".join(f"{field}: {new}" for field, (_, new) in row["changed"].items())
+    # The fields of another recipe are other fields: only its name says something.
+    shown = {"recipe": row["changed"]["recipe"]} if "recipe" in row["changed"] else row["changed"]
+    changed = ", ".join(f"{field}: {new}" for field, (_, new) in shown.items())
     value, told = _value(row, better), _difference(row, better)
     what = changed or "nothing" if told else "(base)"
     return row["name"], what, value, str(len(row["seeds"])), told, verdict(row, better)
