@@ -1,13 +1,15 @@
 """Data sets with different labels, joined: each example once, evenly mixed, what is not known takes no part."""
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tfface import tasks
+from tfface import recipes, tasks
 from tfface.data import pipeline
 from tfface.training import batches
+from tfface.training.features import cached_features
 
 
 def prepared(folder, name, count, labels):
@@ -82,3 +84,50 @@ def test_a_teachers_embeddings_follow_the_example(joined):
 def test_fingerprint_changes_with_the_parts(joined):
     one = pipeline.Joined(joined.parts[:1])
     assert pipeline.fingerprint(joined, "train") != pipeline.fingerprint(one, "train")
+
+
+@pytest.fixture
+def features(joined, tmp_path, monkeypatch):
+    """Two views of the training images as a frozen network sees them: their grey level, and its double."""
+    monkeypatch.setenv("TFFACE_HOME", str(tmp_path))
+    mean = keras.Sequential([keras.Input((4, 4, 3)), keras.layers.GlobalAveragePooling2D()])
+    views = (pipeline.View(), pipeline.View(mirror=True))
+    return cached_features(mean, joined, "train", (4, 4), views, progress=False)
+
+
+def test_features_follow_the_joined_order_and_are_kept_for_each_data_set(joined, features, tmp_path):
+    keys = pipeline.label_arrays(joined, "train")["key"]
+    levels = [float(key.split("/")[1].removesuffix(".png")) for key in keys]
+    assert [array.shape for array in features] == [(12, 3)] * 2
+    np.testing.assert_array_equal(np.asarray(features[0], "float32")[:, 0], levels)
+    np.testing.assert_array_equal(features[1][np.array([5, 2, 2])][:, 0], np.array(levels)[[5, 2, 2]])
+    kept = sorted(path.name.split("-")[0] for path in (tmp_path / "features").glob("*.npy"))
+    assert kept == ["narrow", "narrow", "wide", "wide"]
+
+
+def test_batches_of_features_weigh_what_is_known(joined, features):
+    recipe = recipes.load("compact", "heads").changed(batch_size=4, epochs=1)
+    learnt = (tasks.classification("gender", ("Male", "Female")), tasks.classification("race", tuple("abcdefg")))
+    object.__setattr__(recipe, "tasks", lambda: learnt)
+    labels = pipeline.label_arrays(joined, "train")
+    known = dict(
+        zip(np.asarray(features[0], "float32")[:, 0] + 100 * (labels["race"] < 0), labels["race"], strict=True)
+    )
+    seen = 0
+    for images, targets, weights in batches.feature_batches(features, labels, recipe, 0, partial=True):
+        for image, target, weight, gender in zip(
+            images[:, 0].numpy(),
+            targets["race"].numpy(),
+            weights["race"].numpy(),
+            weights["gender"].numpy(),
+            strict=True,
+        ):
+            assert gender == 1
+            if weight:
+                assert known[image] == target.argmax()
+            else:
+                assert known[image + 100] == -1
+            seen += 1
+    assert seen == 12
+    *_, weights = next(iter(batches.in_order(np.asarray(features[0]), labels, recipe, partial=True)))
+    np.testing.assert_array_equal(weights["race"], labels["race"] >= 0)

@@ -2,12 +2,14 @@
 
 import json
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
 from tfface import commands, recipes
 from tfface.data import pipeline
 from tfface.recipes import RECIPES
+from tfface.training.fit import fit
 
 
 @pytest.mark.filterwarnings("error:Your input ran out of data")
@@ -31,6 +33,20 @@ def test_the_whole_way(recipe_name, data_dir, tmp_path):
     answer = served(images=tf.zeros((2, 50, 40, 3), tf.uint8))
     for task in figures["tasks"]:
         assert answer[f"{task}_probabilities"].shape == (2, len(figures["tasks"][task]["classes"]))
+
+
+def test_compact_heads_on_a_trained_compact_network(data_dir, tmp_path):
+    """The heads are learnt anew, what lies below and the embedding stay as they are."""
+    first = fit(recipes.load("compact", tiny=True), tmp_path / "first", data_dir, verbose=0)
+    tiny = recipes.load("compact", tiny=True).variant("heads")
+    recipe = tiny.changed(network=str(first.trained_file), epochs=2, batch_size=32, bottleneck_width=16)
+    run = fit(recipe, tmp_path / "heads", data_dir, verbose=0)
+    pixels = np.random.default_rng(0).uniform(0, 255, (2, 48, 48, 3)).astype("float32")
+    before, after = first.model()(pixels), run.model()(pixels)
+    assert set(after) == set(before)
+    np.testing.assert_allclose(after["embedding"], before["embedding"], atol=1e-6)
+    assert np.abs(after["gender"] - before["gender"]).max() > 1e-3
+    assert commands.evaluate(run.folder, "test", data_dir=data_dir)["n"] == 120
 
 
 def test_the_whole_way_of_a_recipe_that_tells_people_apart(data_dir, tmp_path):

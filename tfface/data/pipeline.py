@@ -88,6 +88,13 @@ class Joined:
                     found.setdefault(renamed.get(name, name), tf.int64 if dtype.is_integer else dtype)
         return found
 
+    def order(self, split: str) -> np.ndarray:
+        """Which of the data sets each example of a split is from, `(n,)` int64; those of each keep their order."""
+        sizes = [part.info.splits[split].num_examples for part in self.parts]
+        # The i-th of n examples stands at (i + 1/2) / n: each data set is spread evenly over the whole.
+        places = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
+        return np.repeat(np.arange(len(sizes)), sizes)[np.argsort(places, kind="stable")].astype("int64")
+
     def examples(self, split: str, images: tuple[str, ...]) -> tf.data.Dataset:
         """Examples of a split, as `examples` gives those of one data set; keys begin with the data set's name."""
         labels = self.labels()
@@ -105,11 +112,7 @@ class Joined:
             examples(part, split, images).map(lambda row, part=part, renamed=renamed: unified(part, renamed, row))
             for part, renamed in zip(self.parts, self.renamed, strict=True)
         ]
-        sizes = [part.info.splits[split].num_examples for part in self.parts]
-        # The i-th of n examples stands at (i + 1/2) / n: each data set is spread evenly over the whole.
-        places = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
-        order = np.repeat(np.arange(len(sizes)), sizes)[np.argsort(places, kind="stable")]
-        choices = tf.data.Dataset.from_tensor_slices(order.astype("int64"))
+        choices = tf.data.Dataset.from_tensor_slices(self.order(split))
         return tf.data.Dataset.choose_from_datasets(parts, choices, stop_on_empty_dataset=False).with_options(options())
 
 

@@ -104,7 +104,7 @@ def outputs_of(
 ) -> dict[str, np.ndarray]:
     """Every output of a model on a split, the mean over the recipe's test views: name -> `(n, width)`."""
     if recipe.train_from:
-        lower, upper = split_at(model, recipe.train_from)
+        lower, upper = split_at(model, recipe.train_from, [task.name for task in recipe.tasks()])
         features = cached_features(
             lower, builder, split, recipe.image_size, recipe.test_views, bfloat16=bfloat16, progress=progress
         )

@@ -52,7 +52,7 @@ def weights(tasks: Sequence[Task], labels) -> dict:
     return {task.name: tf.cast(_in_table(task, labels), tf.float32) for task in tasks}
 
 
-def _partial(builder, tasks: Sequence[Task]) -> bool:
+def partly_labelled(builder, tasks: Sequence[Task]) -> bool:
     """Whether some labels may be in no table."""
     return isinstance(builder, pipeline.Joined) or any(task.label == "identity" for task in tasks)
 
@@ -79,6 +79,7 @@ def feature_batches(
     recipe: Recipe,
     first_epoch: int,
     across: Devices = ONE,
+    partial: bool = False,
 ) -> tf.data.Dataset:
     """Training batches from cached features, from `first_epoch` on.
 
@@ -88,15 +89,17 @@ def feature_batches(
         recipe: batch size, oversampling, seed and epochs.
         first_epoch: the epoch to begin with, from 0.
         across: the devices of the training.
+        partial: whether some labels may be unknown, see `partly_labelled`.
 
     Returns:
-        Batches `(inputs float32, targets)`; of each the part that belongs to this process.
+        Batches `(inputs float32, targets)`, with weights as a third where labels may be unknown; of each the part that
+        belongs to this process.
     """
     tasks = recipe.tasks()
     counts = pipeline.repeats(labels, recipe.oversample)
     size, steps = steps_of(labels, recipe)
     part = size // across.processes
-    targets = encode(tasks, labels)
+    parts = (encode(tasks, labels), *([weights(tasks, labels)] if partial else []))
 
     def batches():
         for epoch in range(first_epoch, recipe.run_epochs):
@@ -108,11 +111,12 @@ def feature_batches(
                 inputs = np.empty((part, *features[0].shape[1:]), "float32")
                 for index, array in enumerate(features):
                     inputs[view == index] = array[chosen[view == index]]
-                yield inputs, {name: table[chosen] for name, table in targets.items()}
+                yield inputs, *({name: values[chosen] for name, values in array.items()} for array in parts)
 
     signature = (
         tf.TensorSpec((part, *features[0].shape[1:]), tf.float32),
         {task.name: tf.TensorSpec((part, task.width), tf.float32) for task in tasks},
+        *([{task.name: tf.TensorSpec((part,), tf.float32) for task in tasks}] if partial else []),
     )
     generated = tf.data.Dataset.from_generator(batches, output_signature=signature)
     return generated.prefetch(4).with_options(pipeline.options())
@@ -144,7 +148,7 @@ def image_batches(
     size, steps = steps_of(pipeline.label_arrays(builder, split), recipe)
     factors = {name: tf.constant(values, tf.int64) for name, values in recipe.oversample.items()}
     rows = _numbered(builder, split)
-    partial = _partial(builder, tasks)
+    partial = partly_labelled(builder, tasks)
     epoch_size, part = steps * size, size // across.processes
 
     def repeated(row):
@@ -213,7 +217,7 @@ def validation_images(
     `_filled`.
     """
     tasks, view = recipe.tasks(), recipe.test_views[0]
-    partial = _partial(builder, tasks)
+    partial = partly_labelled(builder, tasks)
 
     def prepare(row):
         image = pipeline.decode(row["image"], recipe.image_size, view.zoom)
@@ -269,11 +273,15 @@ def evaluation_images(
 
 
 def in_order(
-    inputs: np.ndarray, targets: dict[str, np.ndarray], batch_size: int = 256, across: Devices = ONE
+    inputs: np.ndarray, labels: dict[str, np.ndarray], recipe: Recipe, across: Devices = ONE, partial: bool = False
 ) -> tf.data.Dataset:
-    """Batches of arrays in their order; on several devices with weights, see `_filled`."""
-    arrays = (inputs, targets)
+    """Batches of features in their order, as `feature_batches` gives those of training; on several devices with
+    weights, see `_filled`."""
+    tasks, size = recipe.tasks(), 256
+    arrays = (inputs, encode(tasks, labels), *([weights(tasks, labels)] if partial else []))
     if across.count > 1:
-        places, shares, batch_size = _filled(len(inputs), batch_size, across)
-        arrays = (inputs[places], {name: values[places] for name, values in targets.items()}, shares)
-    return tf.data.Dataset.from_tensor_slices(arrays).batch(batch_size).with_options(pipeline.options())
+        places, shares, size = _filled(len(inputs), size, across)
+        known = weights(tasks, labels)  # 1 for all where every label is known
+        shared = {name: values[places] * shares for name, values in known.items()}
+        arrays = (inputs[places], {name: values[places] for name, values in arrays[1].items()}, shared)
+    return tf.data.Dataset.from_tensor_slices(arrays).batch(size).with_options(pipeline.options())

@@ -53,6 +53,35 @@ def bfloat16_convolutions(on: bool):
         tf.config.optimizer.set_experimental_options({"auto_mixed_precision_onednn_bfloat16": False})
 
 
+class JoinedArrays:
+    """Rows of several arrays as those of one, in a given order, read where they lie.
+
+    Args:
+        arrays: each `(n of its own, ...)`, alike but for n.
+        order: `(n,)` which array each row is from; those of each array keep their order.
+    """
+
+    def __init__(self, arrays: Sequence[np.ndarray], order: np.ndarray):
+        self.arrays, self.order = tuple(arrays), order
+        self.shape, self.dtype = (len(order), *arrays[0].shape[1:]), arrays[0].dtype
+        self.rows = np.empty(len(order), "int64")
+        for index, array in enumerate(self.arrays):
+            self.rows[order == index] = np.arange(len(array))
+
+    def __len__(self):
+        return len(self.order)
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        order, rows = self.order[places], self.rows[places]
+        chosen = np.empty((*order.shape, *self.shape[1:]), self.dtype)
+        for index, array in enumerate(self.arrays):
+            chosen[order == index] = array[rows[order == index]]
+        return chosen
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return self[np.arange(len(self))].astype(dtype or self.dtype, copy=False)
+
+
 def cached_features(
     model: keras.Model,
     builder,
@@ -62,7 +91,7 @@ def cached_features(
     batch_size: int = 32,
     bfloat16: bool = False,
     progress: bool = True,
-) -> list[np.ndarray]:
+) -> list[np.ndarray] | list[JoinedArrays]:
     """Outputs of `model` for every image of a split, from the cache or computed and put there.
 
     Args:
@@ -77,8 +106,14 @@ def cached_features(
         progress: draw a progress bar.
 
     Returns:
-        An array for each view, memory-mapped, `(images, *output shape)` float16, in the split's fixed order.
+        An array for each view, memory-mapped, `(images, *output shape)` float16, in the split's fixed order. Of joined
+        data sets each has its own, and what is returned reads from them.
     """
+    if isinstance(builder, pipeline.Joined):
+        of_parts = [
+            cached_features(model, part, split, size, views, batch_size, bfloat16, progress) for part in builder.parts
+        ]
+        return [JoinedArrays(arrays, builder.order(split)) for arrays in zip(*of_parts, strict=True)]
     key = {
         "data": pipeline.fingerprint(builder, split),
         "model": model_fingerprint(model),

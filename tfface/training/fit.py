@@ -188,18 +188,22 @@ def prepared(
                 )
                 for part, split in splits.items()
             }
+    names = [task.name for task in recipe.tasks()]
     if recipe.train_from:
         with across.scope():
-            lower, model = split_at(model, recipe.train_from)
+            lower, model = split_at(model, recipe.train_from, names)
         lower = across.alone(lower)
         with across.one_at_a_time():
             features = {
                 part: cached_features(lower, builder, splits[part], recipe.image_size, views, bfloat16=bfloat16)
                 for part, views in (("train", recipe.views), ("validation", recipe.test_views))
             }
-        training = partial(batches.feature_batches, features["train"], labels["train"], recipe, across=across)
+        partly = batches.partly_labelled(builder, recipe.tasks())
+        training = partial(
+            batches.feature_batches, features["train"], labels["train"], recipe, across=across, partial=partly
+        )
         inputs = np.asarray(features["validation"][0], "float32")
-        validation = batches.in_order(inputs, batches.encode(recipe.tasks(), labels["validation"]), across=across)
+        validation = batches.in_order(inputs, labels["validation"], recipe, across, partly)
         # What lies below is frozen: it was neither carried nor will it be trained.
         own = {layer.name for layer in model.layers}
         carried, fresh = ([name for name in names if name in own] for names in (carried, fresh))
@@ -208,7 +212,7 @@ def prepared(
             batches.image_batches, builder, recipe.train_split, recipe, taught=taught.get("train"), across=across
         )
         validation = batches.validation_images(builder, recipe, taught.get("validation"), across=across)
-    whole, names = model, [task.name for task in recipe.tasks()]
+    whole = model
     with across.scope():
         if set(names) != set(whole.output):  # Keras wants a target for every output
             model = keras.Model(whole.input, {name: whole.output[name] for name in names}, name=whole.name)

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import platform
 import zipfile
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -214,12 +215,13 @@ def carry_weights(model: keras.Model, file: str | Path) -> tuple[list[str], list
     return carried, fresh
 
 
-def split_at(model: keras.Model, name: str) -> tuple[keras.Model, keras.Model]:
+def split_at(model: keras.Model, name: str, outputs: Sequence[str] | None = None) -> tuple[keras.Model, keras.Model]:
     """Cut a functional model after a layer into a lower and an upper part, which share its layers.
 
     Args:
         model: a functional model with one input.
         name: the layer after which it is cut.
+        outputs: names of those that the upper part gives; all unless given. Others may pass by the cut.
 
     Returns:
         `(lower, upper)`, with `model(x) == upper(lower(x))`.
@@ -232,7 +234,8 @@ def split_at(model: keras.Model, name: str) -> tuple[keras.Model, keras.Model]:
         raise UserError(f"train_from must name a layer of {model.name}. Received: {name}.")
     tensor = model.get_layer(name).output
     try:
-        upper = keras.Model(tensor, model.output, name=f"{model.name}_upper")
+        wanted = model.output if outputs is None else {output: model.output[output] for output in outputs}
+        upper = keras.Model(tensor, wanted, name=f"{model.name}_upper")
     except ValueError as error:
         raise UserError(
             f"{model.name} cannot be cut after {name}: other branches pass by it. "
