@@ -96,10 +96,11 @@ def made(row: dict[str, str]) -> str:
 
 def keep(run: Path, name: str) -> None:
     """Keep a run's recipe, curves and figures on its test split, without the smallest cells of its groups; or runs
-    compared, without their folders."""
+    compared, without their folders and groups."""
     if not (run / "config.json").exists():
         compared = json.loads((run / "report.json").read_text())
         for figure in compared["figures"].values():
+            del figure["groups"]
             for row in figure["rows"]:
                 del row["folder"]
         (RESULTS / "runs" / f"{name}.json").write_text(json.dumps(rounded(compared), separators=(",", ":")) + "\n")

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from tfface import recipes
 from tfface.data.pipeline import epoch_order, repeats
 from tfface.errors import UserError
 from tfface.training.callbacks import Recorder
@@ -156,3 +157,14 @@ def test_the_best_epoch_has_the_highest_accuracy_or_the_lowest_loss():
     by_accuracy, by_loss = (Recorder(None, None, history, name, patience=1) for name in ("val_accuracy", "val_loss"))
     assert (by_accuracy.best_epoch(), by_loss.best_epoch()) == (1, 0)
     assert (by_accuracy.exhausted(), by_loss.exhausted()) == (False, True)
+
+
+def test_a_run_of_a_version_without_a_field_goes_on_with_its_default(tmp_path):
+    run, recipe, data = Run(tmp_path / "run"), recipes.load("race"), {"name": "photos"}
+    run.begin(recipe, data, "cpu")
+    config = json.loads(run.config_file.read_text())
+    del config["recipe"]["open_attention"]
+    run.config_file.write_text(json.dumps(config))
+    run.begin(recipe, data, "cpu")
+    with pytest.raises(UserError, match="open_attention was True, is False"):
+        run.begin(recipe.changed(open_attention=False), data, "cpu")
