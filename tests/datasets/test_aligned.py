@@ -57,7 +57,7 @@ def examples(data, data_dir):
 def prepared(photos, tmp_path_factory):
     """Aligned by two processes, and as they are, in one folder."""
     folder = tmp_path_factory.mktemp("data")
-    processes = ("--workers", "2", "--beam", "direct_running_mode=multi_processing")
+    processes = ("--workers", "2")
     assert build(photos, folder, "--align", "five-point", *processes) == 0
     assert build(photos, folder) == 0
     return folder
@@ -106,7 +106,7 @@ def test_a_killed_build_goes_on_in_two_threads_and_ends_with_the_records_of_two_
     assert [path.name for path in (tmp_path / "utkface" / "five-point").iterdir()] == ["found"]
     before = sum(seen)
     seen[:] = [0] * 4
-    assert build(photos, tmp_path, "--align", "five-point", "--workers", "2") == 0
+    assert build(photos, tmp_path, "--align", "five-point") == 0
     assert before + sum(seen) == 41  # nothing is looked for twice
     one, two = (examples("utkface/five-point", folder) for folder in (tmp_path, prepared))
     assert one == two
@@ -167,7 +167,7 @@ def test_names_of_configs_tell_what_changes_the_images():
 
 
 def test_options_of_beam():
-    for workers, mode in ((1, "in_memory"), (2, "multi_threading"), (16, "multi_processing")):
+    for workers, mode in ((1, "in_memory"), (2, "multi_processing"), (16, "multi_processing")):
         local = alignment_pipeline.pipeline_options(workers).get_all_options()
         assert (local["direct_num_workers"], local["direct_running_mode"]) == (workers, mode)
     cluster = alignment_pipeline.pipeline_options(4, "runner=FlinkRunner,flink_master=host:8081").get_all_options()

@@ -26,9 +26,6 @@ from tfface.faces.photos import read_photo
 PHOTOS_AT_ONCE = 32
 """Photos that a worker detects in together, and loses at most when it is killed."""
 
-THREADS = 4
-"""Up to so many workers on one machine are threads, more are processes."""
-
 
 class AlignedSplit(beam.PTransform):
     """The examples of one split -> the examples with their images aligned, those left out that cannot be.
@@ -157,8 +154,9 @@ def pipeline_options(workers: int = 1, options: str = "") -> PipelineOptions:
     if any(option.startswith("--runner") for option in given):
         return PipelineOptions(given)
     count = workers or os.cpu_count()
-    # Threads share one detector and start at once; above a few of them, Python's lock makes them wait for one another.
-    mode = "in_memory" if count == 1 else "multi_threading" if count <= THREADS else "multi_processing"
+    # Processes, each with a detector of its own. Beam's threads share coders that are not made for it: with two of
+    # them, 43,000 crops of 224 pixels came out of their groups broken ("Unknown type tag", None for an example).
+    mode = "in_memory" if count == 1 else "multi_processing"
     return PipelineOptions(
         [
             "--runner=DirectRunner",
