@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -100,10 +101,19 @@ def to_predictions(
 
 
 def outputs_of(
-    recipe: Recipe, model: keras.Model, builder, split: str, bfloat16: bool = False, progress: bool = True
+    recipe: Recipe,
+    model: keras.Model,
+    builder,
+    split: str,
+    bfloat16: bool = False,
+    progress: bool = True,
+    change: Callable | None = None,
 ) -> dict[str, np.ndarray]:
-    """Every output of a model on a split, the mean over the recipe's test views: name -> `(n, width)`."""
-    if recipe.train_from:
+    """Every output of a model on a split, the mean over the recipe's test views: name -> `(n, width)`.
+
+    Images that `change` changes (see `batches.evaluation_images`) go through the whole network: nothing is cached.
+    """
+    if recipe.train_from and change is None:
         lower, upper = split_at(model, recipe.train_from, [task.name for task in recipe.tasks()])
         features = cached_features(
             lower, builder, split, recipe.image_size, recipe.test_views, bfloat16=bfloat16, progress=progress
@@ -111,7 +121,7 @@ def outputs_of(
         results = [upper.predict(np.asarray(array, "float32"), batch_size=256, verbose=0) for array in features]
     else:
         results = [
-            model.predict(batches.evaluation_images(builder, split, recipe, view), verbose=0)
+            model.predict(batches.evaluation_images(builder, split, recipe, view, change=change), verbose=0)
             for view in recipe.test_views
         ]
     return {name: np.mean([result[name] for result in results], axis=0) for name in results[0]}

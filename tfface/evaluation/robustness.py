@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import cv2
-import keras
 import numpy as np
 
 from tfface import __version__
@@ -22,13 +21,11 @@ from tfface.errors import UserError
 from tfface.evaluation import plots
 from tfface.evaluation.evaluate import evaluate
 from tfface.evaluation.pages import Gallery, Page, Picture, Section, Table, Text, slug
-from tfface.evaluation.predictions import to_predictions
+from tfface.evaluation.predictions import outputs_of, to_predictions
 from tfface.evaluation.report import RESPONSIBLE_USE
 from tfface.faces.occlude import cover_area, generator
 from tfface.faces.occluders import load_occluders
 from tfface.files import write_json
-from tfface.recipes.recipe import Recipe
-from tfface.training.batches import evaluation_images
 from tfface.training.features import bfloat16_convolutions
 from tfface.training.run import Run
 
@@ -144,13 +141,14 @@ def robustness(
     model = run.model()
 
     def figures(change) -> dict:
-        outputs = _outputs(recipe, model, builder, split, change, bfloat16)
+        with bfloat16_convolutions(bfloat16):
+            outputs = outputs_of(recipe, model, builder, split, bfloat16, progress=False, change=change)
         told = evaluate(to_predictions(recipe.tasks(), outputs, truth, pipeline.class_names(builder)))
         rows = {f"{task} accuracy": values["accuracy"] for task, values in told["tasks"].items()}
         return rows | ({"age error": told["age"]["mae"]} if "age" in told else {})
 
     def measured(name: str, strength: float | None) -> dict:
-        row = figures(None if strength is None else partial(_harmed, HARMS[name], strength, seed))
+        row = figures(_unharmed if strength is None else partial(_harmed, HARMS[name], strength, seed))
         numbers = ", ".join(f"{figure} {one['value']:.3f}" for figure, one in row.items())
         progress(f"{name}{'' if strength is None else f' {strength:g}'}: {numbers}")
         return row
@@ -167,18 +165,12 @@ def robustness(
     return {"data": data, "split": split, "n": len(truth["key"]), "seed": seed, "harms": harms}
 
 
+def _unharmed(image: np.ndarray, key: bytes) -> np.ndarray:
+    return image  # the same way through the network as the harmed ones
+
+
 def _harmed(harm: Harm, strength: float, seed: int, image: np.ndarray, key: bytes) -> np.ndarray:
     return harm.apply(image, strength, generator(key.decode(), seed))
-
-
-def _outputs(recipe: Recipe, model: keras.Model, builder, split: str, change, bfloat16: bool) -> dict[str, np.ndarray]:
-    """Every output of the whole model, the mean over the recipe's test views."""
-    with bfloat16_convolutions(bfloat16):
-        results = [
-            model.predict(evaluation_images(builder, split, recipe, view, change=change), verbose=0)
-            for view in recipe.test_views
-        ]
-    return {name: np.mean([result[name] for result in results], axis=0) for name in results[0]}
 
 
 def example_faces(builder, split: str, seed: int = 0) -> dict[str, list[tuple[np.ndarray, str]]]:
