@@ -286,6 +286,8 @@ def _prune(options):
         options.data_dir,
         options.input_shape,
         options.out,
+        options.reconstruct,
+        options.faces,
     )
     print(table(result))
     print(f"\npruned: {result['file']}")
@@ -623,6 +625,15 @@ def _prune_options(parser):
     )
     parser.add_argument(
         "--untouched", nargs="+", default=(), metavar="NAME", help="layers, or patterns, that stay exactly as they are"
+    )
+    parser.add_argument(
+        "--reconstruct",
+        default="",
+        metavar="DATA",
+        help="fit what is left to the outputs of the whole network, on unlabelled training images of this data set",
+    )
+    parser.add_argument(
+        "--faces", type=int, default=1024, metavar="N", help="images that --reconstruct looks at (default: 1024)"
     )
     parser.add_argument("--finetune", type=int, default=0, metavar="EPOCHS", help="train by the run's recipe")
     parser.add_argument(

@@ -10,6 +10,7 @@ import pytest
 from keras import layers
 
 from tfface import labels, tasks
+from tfface.data import pipeline
 from tfface.errors import UserError
 from tfface.evaluation.evaluate import evaluate
 from tfface.evaluation.predictions import predict_split
@@ -113,6 +114,28 @@ def test_what_is_left_of_a_run_is_trained_and_measured_as_the_run_was(run, data_
     assert np.abs(trained.get_layer("stem").get_weights()[0] - cut.get_layer("stem").get_weights()[0]).max() > 0
 
 
+def test_what_is_left_is_fitted_to_the_whole_network(file, data_dir, tmp_path):
+    keep = prune_checkpoint(file, 0.5, out=tmp_path / "plain")
+    fitted = prune_checkpoint(
+        file, 0.5, out=tmp_path / "fitted", reconstruct="synthetic_faces/small", faces=96, data_dir=data_dir
+    )
+    assert fitted["groups"] == keep["groups"]
+    assert fitted["reconstruct"] == "synthetic_faces/small"
+    assert table(fitted).startswith("| l1 0.5 by layer, reconstructed | base |")
+    whole, plain, fitted = (
+        keras.saving.load_model(each) for each in (file, keep["file"], tmp_path / "fitted" / "pruned.keras")
+    )
+    images = np.stack([each["image"] for each in _faces(data_dir)])
+    answers = [model.predict(images, verbose=0)["gender"] for model in (whole, plain, fitted)]
+    assert np.abs(answers[2] - answers[0]).mean() < 0.5 * np.abs(answers[1] - answers[0]).mean()
+
+
+def _faces(data_dir):
+    builder = pipeline.open_dataset("synthetic_faces/small", data_dir)
+    rows = pipeline.examples(builder, "test").take(32)
+    return rows.map(lambda row: {"image": pipeline.decode(row["image"], (24, 24))}).as_numpy_iterator()
+
+
 def test_a_training_on_a_schedule_goes_on_where_it_was_killed(run, data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "latency", lambda *_: (1.0, 1.0))
     monkeypatch.setattr(Retraining, "figures", lambda *_: {})
@@ -168,6 +191,9 @@ def test_what_cannot_be_is_one_line(file, run, tmp_path, data_dir):
     refused("comes to none", ratio=0.01)
     refused("--finetune", schedule="polynomial")
     refused("constant or polynomial", schedule="linear")
+    refused("without --schedule", schedule="polynomial", finetune=1, reconstruct="absent")
+    refused("is not prepared", reconstruct="absent", data_dir=data_dir)
+    refused("one RGB image of a known size", reconstruct="synthetic_faces/small", input_shape=(24, 24, 1))
     for options in ({"data": "utkface"}, {"finetune": 1}, {"method": "taylor"}):
         refused("which a run has", **options)
     refused("is not prepared", source=run.folder, data="absent", data_dir=data_dir)

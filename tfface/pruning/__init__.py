@@ -6,6 +6,7 @@ from tfface.pruning.graph import ChannelGroup, Member, channel_groups, find_laye
 from tfface.pruning.importance import choose, importance
 from tfface.pruning.measure import latency, multiply_adds
 from tfface.pruning.recalibrate import recalibrate
+from tfface.pruning.reconstruct import reconstruct
 from tfface.pruning.rules import elementwise
 from tfface.pruning.sensitivity import plot_sensitivity, ratios_from_sensitivity, sensitivity
 from tfface.pruning.surgery import cut, prune, silence
@@ -28,6 +29,7 @@ __all__ = [
     "prune",
     "ratios_from_sensitivity",
     "recalibrate",
+    "reconstruct",
     "register_rule",
     "sensitivity",
     "silence",

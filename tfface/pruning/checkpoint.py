@@ -17,6 +17,8 @@ from tfface.models.saved import load_saved
 from tfface.pruning.graph import channel_groups, fixed_layers
 from tfface.pruning.importance import choose, importance
 from tfface.pruning.measure import latency, multiply_adds
+from tfface.pruning.reconstruct import CHUNK
+from tfface.pruning.reconstruct import reconstruct as fitted
 from tfface.pruning.surgery import cut
 from tfface.training.run import Run
 
@@ -42,6 +44,8 @@ def prune_checkpoint(
     data_dir: str | Path | None = None,
     input_shape: Sequence[int] | None = None,
     out: str | Path | None = None,
+    reconstruct: str = "",
+    faces: int = 1024,
 ) -> dict:
     """Write `pruned.keras`, a plain Keras model, and `pruned.json`: what was cut, and what it gave.
 
@@ -61,6 +65,10 @@ def prune_checkpoint(
         data_dir: where data sets are prepared.
         input_shape: shape of the input without the batch axis, where the model leaves it open.
         out: folder of the results; by default NAME-pruned beside a file, RUN/pruned in a run, runs/facenet-pruned.
+        reconstruct: prepared data set on whose training images, without labels, the kernels of what is left are fitted
+            to the outputs of the whole network (`tfface.pruning.reconstruct`), before any training; for a network
+            that takes one image, RGB in [0, 255].
+        faces: so many of those images.
 
     Returns:
         What stands in `pruned.json`: the choices, `groups` (name -> [channels before, after]) and `rows` (name, base,
@@ -76,6 +84,8 @@ def prune_checkpoint(
         raise UserError(f"The schedule must be constant or polynomial. Received: {schedule}.")
     if schedule and not finetune:
         raise UserError(f"The schedule {schedule} prunes while the network trains: add --finetune EPOCHS.")
+    if schedule and reconstruct:
+        raise UserError("A schedule trains what is left before it is cut: reconstruct without --schedule.")
     run = Run(source) if source.is_dir() else None
     if run is None and (data or finetune or method == "taylor"):
         raise UserError(
@@ -111,6 +121,9 @@ def prune_checkpoint(
     figures = [retraining.figures(base)] if measured else []
     # Training changes the base: what it costs does not change, but a network of its own is timed beside the pruned one.
     pruned = cut(base, {} if schedule else keep, groups)
+    if reconstruct:
+        images = _images(reconstruct, data_dir, faces, input_shape or base.input_shape[1:])
+        pruned = fitted(base, keep, images, groups, progress=True)
     if schedule:
         from tfface.pruning.schedule import FilterPruning, nonzero_channels
 
@@ -133,6 +146,7 @@ def prune_checkpoint(
         **choices,
         "schedule": schedule,
         "finetune": finetune,
+        "reconstruct": reconstruct,
         "data": retraining.builder.info.full_name if measured else "",
         "device": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, {keras.backend.backend()}",
         "groups": {group.name: [group.width, len(keep[group.name])] for group in groups},
@@ -146,6 +160,7 @@ def table(result: dict) -> str:
     """The result of `prune_checkpoint` as a Markdown table, with what its speed-up means below."""
     schedule = f", {result['schedule']}" if result["schedule"] else ""
     trained = f"{schedule}, epochs: {result['finetune']}" if result["finetune"] else ""
+    trained = (", reconstructed" if result["reconstruct"] else "") + trained
     lines = [
         f"| {result['method']} {result['ratio']:g} by {result['scope']}{trained} | base | pruned | delta | speed-up |",
         "|---|---:|---:|---:|---:|",
@@ -180,6 +195,20 @@ def _rows(base, pruned, sizes, input_shape, before=None, after=None):
     return rows + [
         {"name": name, "base": before[name], "pruned": after[name], "speed_up": None} for name in before or ()
     ]
+
+
+def _images(data, data_dir, count, shape):
+    """Batches of the first `count` training images of a data set, at the height and width of an input's shape."""
+    from tfface.data import pipeline
+
+    if len(shape) != 3 or None in shape or shape[-1] != 3:
+        raise UserError(
+            "To reconstruct, the network must take one RGB image of a known size. Received: an input of shape "
+            f"{tuple(shape)}; name an open one with --input-shape, such as 160x160x3."
+        )
+    builder = pipeline.open_dataset(data, data_dir)
+    rows = pipeline.examples(builder, "train").take(count)
+    return rows.map(lambda row: pipeline.decode(row["image"], shape[:2])).batch(CHUNK).as_numpy_iterator()
 
 
 def _schedule(name, ratio, steps):

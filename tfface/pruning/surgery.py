@@ -30,7 +30,7 @@ def cut(model: keras.Model, keep: Mapping[str, Sequence[int]], groups: list[Chan
     trace = Trace(model, exact=False)
     numbers = {(path, name, axis): each for path, name, axis, _, each in trace.variables.values()}
     gone = set()
-    for group, kept in _chosen(model, keep, groups):
+    for group, kept in chosen(model, keep, groups):
         for member in group.members:
             if member.role == PRODUCER:
                 lost = (member.units >= 0) & ~kept[member.units]
@@ -93,7 +93,7 @@ def silence(model: keras.Model, keep: Mapping[str, Sequence[int]], groups: list[
         UserError: as in `cut`.
     """
     layers = find_layers(model)
-    for group, kept in _chosen(model, keep, groups):
+    for group, kept in chosen(model, keep, groups):
         for member in group.members:
             if member.role != CONSUMER:
                 variable = attrgetter(member.variable)(layers[member.layer])
@@ -102,7 +102,7 @@ def silence(model: keras.Model, keep: Mapping[str, Sequence[int]], groups: list[
                 variable.assign(variable * keras.ops.cast(stays.reshape(shape), variable.dtype))
 
 
-def _chosen(model, keep, groups):
+def chosen(model, keep, groups):
     """Pairs of each group named in `keep` and a mask over its units, true for those that stay."""
     groups = {group.name: group for group in (channel_groups(model) if groups is None else groups)}
     unknown = [name for name in keep if name not in groups]
