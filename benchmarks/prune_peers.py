@@ -11,7 +11,9 @@ Any run of the recipe `gender` with depth 50 will do. Its weights move into the 
 on the test images must agree before anything is cut, so that all tools cut the same network. Nothing is trained after
 the cut: `accuracy pruned` is what the choice of channels leaves, chance being the share of the commonest class (in the
 first line). `recalibrated` is the accuracy once the statistics of the batch norms, which a cut leaves wrong, are
-gathered anew, for every tool on the same images of the training split and without labels, for the base too.
+gathered anew, for every tool on the same images of the training split and without labels, for the base too. The row
+`reconstructed` has its kernels fitted to the outputs of the whole network on those images, without labels either
+(`tfface.pruning.reconstruct`): a step that the peers do not have.
 
 Multiply-adds and wall time are those of an image of 224x224. Compare ratios (base to pruned, which take turns in one
 run) and not milliseconds across frameworks. All cut the same share of every group, in multiples of 8, where
@@ -47,12 +49,13 @@ from tfface.training import batches
 from tfface.training.run import Run, read_trained
 
 TOOLS = {
-    "tfface l1": ("l1", "layer"),
-    "tfface group": ("group", "layer"),
-    "tfface l1, global": ("l1", "global"),
-    "tfface group, global": ("group", "global"),
+    "tfface l1": ("l1", "layer", False),
+    "tfface group": ("group", "layer", False),
+    "tfface l1, global": ("l1", "global", False),
+    "tfface group, global": ("group", "global", False),
+    "tfface group, reconstructed": ("group", "layer", True),
 }
-"""Name -> importance and scope."""
+"""Name -> importance, scope, and whether what is left is fitted to the whole network."""
 
 BATCHES = (1, 8)
 
@@ -117,9 +120,14 @@ def measure_ours(base, arrays, tools, ratios, repeats):
     recalibrated = accuracy(predict(recalibrate(base, statistics), images), labels)
     for ratio in ratios:
         for tool in tools:
-            method, scope = TOOLS[tool]
+            method, scope, reconstructed = TOOLS[tool]
             start = time.perf_counter()
-            pruned = pruning.prune(base, ratio, method, scope)
+            if reconstructed:
+                groups = pruning.channel_groups(base)
+                keep = pruning.choose(groups, pruning.importance(base, groups, method), ratio, scope)
+                pruned = pruning.reconstruct(base, keep, [statistics], groups)
+            else:
+                pruned = pruning.prune(base, ratio, method, scope)
             seconds = time.perf_counter() - start
             models = (base, pruned)
             yield {

@@ -21,7 +21,7 @@ def filled(model, seed=0):
 
 def residual():
     """Convolutions with norms, a shortcut with a convolution of its own, a dense head with a sigmoid."""
-    image = keras.Input((12, 10, 3))
+    image = keras.Input((None, None, 3))
     x = layers.Conv2D(8, 3, padding="same", use_bias=False, name="first")(image)
     x = layers.Activation("relu")(layers.BatchNormalization()(x))
     x = layers.Conv2D(8, 3, strides=2, padding="same", name="second")(x)

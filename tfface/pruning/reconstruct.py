@@ -14,7 +14,7 @@ from keras import ops
 from tqdm import tqdm
 
 from tfface.pruning.channels import PRODUCER
-from tfface.pruning.graph import ChannelGroup, calls, channel_groups, graph_of, is_model
+from tfface.pruning.graph import ChannelGroup, calls, channel_groups, find_layers, graph_of, is_model
 from tfface.pruning.surgery import chosen, cut
 
 CHUNK = 64
@@ -30,7 +30,7 @@ def reconstruct(
     batches: Iterable,
     groups: list[ChannelGroup] | None = None,
     samples: int = 20_000,
-    ridge: float = 1e-3,
+    ridge: float = 0.1,
     seed: int = 0,
     progress: bool = False,
 ) -> keras.Model:
@@ -79,7 +79,8 @@ def reconstruct(
     inputs = [ops.convert_to_numpy(batch) for batch in batches]
     if not inputs:
         raise ValueError("`batches` must hold at least one. Received none")
-    with tqdm(unit="layer", desc="fitting what is left", disable=not progress) as bar:
+    count = sum(map(_can_be_fitted, find_layers(model).values()))
+    with tqdm(total=count, unit="layer", desc="fitting what is left", disable=not progress) as bar:
         fit = _Fit(stays, samples, ridge, np.random.default_rng(seed), bar)
         fit.run(model, smaller, [[np.concatenate(inputs)]] * 2)
     return smaller
@@ -132,7 +133,7 @@ class _Fit:
         """Give the layer of the smaller model the kernel and the offset that least squares find."""
         layer, copy = (node.operation for node in nodes)
         inputs = [values[id(node.input_tensors[0])] for node, values in zip(nodes, known, strict=True)]
-        shape = (len(inputs[0]), *nodes[0].output_tensors[0].shape[1:-1])
+        shape = layer.compute_output_shape(inputs[0].shape)[:-1]  # the graph may leave height and width open
         count = int(np.prod(shape))
         chosen_places = np.arange(count) if count <= self.samples else self.random.integers(count, size=self.samples)
         places = np.unravel_index(chosen_places, shape)
