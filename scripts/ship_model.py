@@ -49,8 +49,8 @@ The epoch was chosen on `validation`. 95 % intervals.
 WHAT = {
     "arg": "Heads of `tfface predict --model arg`: the trained part of the recipe `arg`; the backbone (FaceNet, 92 MB) "
     "is fetched\non first use and verified.",
-    "compact": "Age, gender, race and an embedding in one pass: the recipe `compact`, FaceNet without most of its "
-    "channels, which\nlearnt the embeddings of the whole one. Nothing is fetched.",
+    "compact": "What `tfface predict` takes: age, gender, race and an embedding in one pass. The recipe `compact`, "
+    "FaceNet without most\nof its channels, which learnt the embeddings of the whole one. Nothing is fetched.",
 }
 
 ABOUT = {

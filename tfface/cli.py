@@ -220,7 +220,7 @@ def _reproduce(options):
 def _predict(options):
     from tfface.serving.predict import predict_photos
 
-    return predict_photos(options.photos, options.model, options.detector, options.out, options.to)
+    return predict_photos(options.photos, options.model, options.detector, options.out, options.to, options.embeddings)
 
 
 def _stream(options):
@@ -527,7 +527,7 @@ def _report_options(parser):
 
 def _predict_options(parser):
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, folders or globs")
-    parser.add_argument("--model", default="arg", help="folder of a run, or a shipped model (default: arg)")
+    parser.add_argument("--model", default="compact", help="folder of a run, or a model of the package: compact, arg")
     parser.add_argument("--detector", default="mtcnn", help="mtcnn, yolo, dlib or yolo:FILE.onnx (default: mtcnn)")
     parser.add_argument(
         "--out",
@@ -536,11 +536,12 @@ def _predict_options(parser):
         metavar="picture,json,csv",
         help="what to write (default: picture)",
     )
+    parser.add_argument("--embeddings", action="store_true", help="of --out json: also write embeddings")
     parser.add_argument("--to", default="predictions", metavar="DIR", help="folder of the results")
 
 
 def _live_options(parser):
-    parser.add_argument("--model", default="arg", help="folder of a run, or a shipped model (default: arg)")
+    parser.add_argument("--model", default="compact", help="folder of a run, or a model of the package: compact, arg")
     parser.add_argument("--detector", default="yolo", help="yolo, mtcnn, dlib or yolo:FILE.onnx (default: yolo)")
     parser.add_argument("--bfloat16", action="store_true", help="compute the model in bfloat16 where the CPU can")
 
@@ -700,7 +701,7 @@ def _robustness_options(parser):
 def _client_options(parser):
     parser.add_argument("url", metavar="URL", help="http://HOST:8501 for REST, HOST:8500 for gRPC")
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, folders or globs")
-    parser.add_argument("--name", default="arg", help="the model (default: arg)")
+    parser.add_argument("--name", default="compact", help="the model (default: compact)")
     parser.add_argument("--version", type=int, metavar="N", help="its version (default: the newest)")
     parser.add_argument("--label", default="", help="its version by label: stable or previous")
     parser.add_argument("--crops", action="store_true", help="the photos are aligned crops: send them as they are")

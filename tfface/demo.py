@@ -23,6 +23,7 @@ def demo(out: str | Path = "runs/demo") -> None:
         f"build synthetic_faces/small --data-dir {out / 'data'}",
         f"reproduce arg --variant years --tiny --data-dir {out / 'data'} --out {out}",
         f"predict {photo} --model {out / 'seed-0'} --out picture,json --to {out}",
+        f"predict {photo} --to {out / 'compact'}",
     )
     for number, command in enumerate(commands, 1):
         print(f"\n[{number}/{len(commands)}] tfface {command}", flush=True)
@@ -33,7 +34,8 @@ def demo(out: str | Path = "runs/demo") -> None:
     print("\nThe demo is done: synthetic faces of nobody, real weights, the commands above.")
     for what, path in (
         ("report", out / "report.html"),
-        ("annotated picture", out / "photo-faces.jpg"),
+        ("annotated picture, by what was trained", out / "photo-faces.jpg"),
+        ("annotated picture, by the model of the package", out / "compact" / "photo-faces.jpg"),
         ("SavedModel", out / "saved_model"),
     ):
         print(f"  {what}: {os.path.relpath(path)}")

@@ -13,7 +13,7 @@ def test_your_own_loop(tiny_run, clip, capsys):
     (block,) = re.findall(r"```python\n(.*?)```", PAGE, re.S)
     assert len(block.splitlines()) <= 10
     assert textwrap.indent(block, " " * 4) in (ROOT / "README.md").read_text()
-    for shown, ours in (('"arg"', repr(str(tiny_run.folder))), ('"0"', repr(str(clip))), ('"yolo"', '"mtcnn"')):
+    for shown, ours in (("load(", f"load({str(tiny_run.folder)!r}, "), ('"0"', repr(str(clip))), ('"yolo"', '"mtcnn"')):
         assert shown in block
         block = block.replace(shown, ours)
     exec(compile(block, "docs/stream.md", "exec"), {})

@@ -111,6 +111,21 @@ def test_predict_goes_on_after_broken_photos(tiny_run, group, tmp_path, capsys):
     assert Image.open(picture).size == Image.open(group[0]).size
 
 
+def test_predict_takes_the_compact_network_where_none_is_named(group, tmp_path):
+    """Offline: it needs no weights but those of the package, and gives embeddings."""
+    assert cli.main(["predict", str(group[0]), "--out", "json,csv", "--embeddings", "--to", str(tmp_path)]) == 0
+    ((_, faces),) = [row.values() for row in json.loads((tmp_path / "predictions.json").read_text())]
+    assert len(faces) == 5
+    assert {"gender", "race", "race_utkface", "age_bins", "age_group"} == set(faces[0]["probabilities"])
+    embeddings = np.array([face["embedding"] for face in faces])
+    assert embeddings.shape == (5, 128)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-4)
+    assert (embeddings @ embeddings.T)[~np.eye(5, dtype=bool)].max() < 0.95  # five people, told apart
+    assert "embedding" not in (tmp_path / "predictions.csv").read_text().splitlines()[0]
+    assert cli.main(["predict", str(group[0]), "--out", "json", "--to", str(tmp_path)]) == 0
+    assert "embedding" not in (tmp_path / "predictions.json").read_text()
+
+
 def test_photos_of_one_name_keep_a_picture_each(tiny_run, group, tmp_path, capsys):
     for place in ("one/a.jpg", "two/a.jpg", "two/a.png"):
         (tmp_path / place).parent.mkdir(exist_ok=True)

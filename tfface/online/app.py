@@ -224,7 +224,7 @@ def _check_address(host: str, port: int) -> None:
 
 
 def serve(
-    host: str = "127.0.0.1", port: int = 8000, model: str = "arg", detector: str = "yolo", bfloat16: bool = False
+    host: str = "127.0.0.1", port: int = 8000, model: str = "compact", detector: str = "yolo", bfloat16: bool = False
 ) -> int:
     """Serves the page until Ctrl-C.
 

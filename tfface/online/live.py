@@ -1,6 +1,6 @@
 """Detect, track, gather shots, average: one frame in, the faces that are tracked in it out, at once.
 
-with LiveFaces.load("arg", detector="yolo") as live, Source("0") as source:
+with LiveFaces.load(detector="yolo") as live, Source("0") as source:
     for frame in source:
         for face in live(frame.image, frame.time):
             ...face.number, face.box, face.attributes
@@ -99,7 +99,9 @@ class LiveFaces:
         self._again = SecondLook(shots.detector) if look_again and not isinstance(detector, MTCNN) else None
 
     @classmethod
-    def load(cls, model: str | Path = "arg", detector: str = "yolo", bfloat16: bool = False, **options) -> LiveFaces:
+    def load(
+        cls, model: str | Path = "compact", detector: str = "yolo", bfloat16: bool = False, **options
+    ) -> LiveFaces:
         """Loads a model and a detector by their names.
 
         Args:

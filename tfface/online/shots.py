@@ -148,7 +148,7 @@ class ShotPredictor:
 
     def __init__(
         self,
-        predictor: Predictor | str | Path = "arg",
+        predictor: Predictor | str | Path = "compact",
         workers: int = 1,
         waiting: int = 16,
         bfloat16: bool = False,

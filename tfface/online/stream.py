@@ -146,7 +146,7 @@ def draw(image: np.ndarray, faces: list[TrackedFace], status: str = "") -> np.nd
 
 def stream(
     source: str,
-    model: str = "arg",
+    model: str = "compact",
     detector: str = "yolo",
     show: bool = False,
     save: str | Path | None = None,

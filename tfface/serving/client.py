@@ -12,7 +12,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +30,9 @@ ONLY_OUTPUT = {"card": "card", "embeddings": "embedding", "jpeg_embeddings": "em
 """Signature -> its one output."""
 
 
-def connect(url: str, name: str = "arg", version: int | None = None, label: str = "", timeout: float = 30.0) -> Server:
+def connect(
+    url: str, name: str = "compact", version: int | None = None, label: str = "", timeout: float = 30.0
+) -> Server:
     """The server behind an address; nothing is sent yet.
 
     Args:
@@ -201,21 +202,6 @@ def _plain(value: np.ndarray):
     return value.tolist()
 
 
-@dataclass(frozen=True)
-class ServedFace(FaceAttributes):
-    """What a served model says of one face.
-
-    Attributes:
-        embedding: `(width,)` float32 of length 1, or None where it was not asked for.
-    """
-
-    embedding: np.ndarray | None = None
-
-    def to_json(self) -> dict:
-        """As `FaceAttributes.to_json`, and the embedding."""
-        return super().to_json() | ({} if self.embedding is None else {"embedding": self.embedding.tolist()})
-
-
 def ask(server: Server, crops: Sequence[bytes], embeddings: bool = False) -> dict[str, np.ndarray]:
     """Outputs of the signature `jpeg`, and of `jpeg_embeddings` where asked for, over any number of crops.
 
@@ -236,7 +222,7 @@ def ask(server: Server, crops: Sequence[bytes], embeddings: bool = False) -> dic
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-def served_face(box, score: float, outputs: Mapping[str, np.ndarray]) -> ServedFace:
+def served_face(box, score: float, outputs: Mapping[str, np.ndarray]) -> FaceAttributes:
     """One face from its row of every output.
 
     Args:
@@ -252,7 +238,7 @@ def served_face(box, score: float, outputs: Mapping[str, np.ndarray]) -> ServedF
                 zip(map(str, outputs[f"{task}_classes"]), map(float, outputs[name]), strict=True)
             )
     age, spread = (None if outputs.get(name) is None else float(outputs[name]) for name in ("age", "age_spread"))
-    return ServedFace(tuple(map(float, box)), float(score), probabilities, age, spread, outputs.get("embedding"))
+    return FaceAttributes(tuple(map(float, box)), float(score), probabilities, age, spread, outputs.get("embedding"))
 
 
 class RemotePredictor(Predictor):
@@ -297,7 +283,7 @@ class RemotePredictor(Predictor):
         encoded = [cv2.imencode(".png", crop[:, :, ::-1])[1].tobytes() for crop in crops]
         return ask(self.server, encoded, self.embeddings)
 
-    def attributes(self, box, score: float, outputs: dict[str, np.ndarray]) -> ServedFace:
+    def attributes(self, box, score: float, outputs: dict[str, np.ndarray]) -> FaceAttributes:
         """One face from its row of every output, see `served_face`."""
         return served_face(box, score, outputs)
 
@@ -345,7 +331,7 @@ def predict_photos(server: Server, paths, detector="mtcnn", crops=False, embeddi
             if not faces:
                 empty += 1
                 print(f"tfface: no face was found in {path}", file=sys.stderr)
-            row = {"photo": str(path), "faces": [face.to_json() for face in faces]}
+            row = {"photo": str(path), "faces": [face.to_json(embedding=embeddings) for face in faces]}
             print(separator + json.dumps(row), end="", flush=True)
             separator = ",\n"
     print("\n]" if separator == ",\n" else "[]", flush=True)

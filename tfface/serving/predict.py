@@ -18,10 +18,11 @@ PHOTOS_AT_ONCE = 8
 
 def predict_photos(
     paths: Iterable[str | Path],
-    model: str | Path = "arg",
+    model: str | Path = "compact",
     detector: str = "mtcnn",
     out: Sequence[str] = ("picture",),
     to: str | Path = "predictions",
+    embeddings: bool = False,
 ) -> int:
     """Predict the attributes of every face in photos; a photo that cannot be read is said and the rest goes on.
 
@@ -31,6 +32,7 @@ def predict_photos(
         detector: name of a detector.
         out: any of "picture" (an annotated JPEG for each photo), "json", "csv" (one file each).
         to: folder of the results.
+        embeddings: write them too, into the JSON; for a model that learnt one.
 
     Returns:
         Exit code: 0 every photo gave faces, 1 some photo has no face, 2 some photo could not be read.
@@ -66,7 +68,7 @@ def predict_photos(
         bar = stack.enter_context(tqdm(total=total, unit=" photos", leave=False, disable=None))
         writers = []
         if "json" in out:
-            writers.append(_json_writer(stack.enter_context(_text_aside(to / "predictions.json")), stack))
+            writers.append(_json_writer(stack.enter_context(_text_aside(to / "predictions.json")), stack, embeddings))
         if "csv" in out:
             writers.append(_csv_writer(stack.enter_context(_text_aside(to / "predictions.csv"))))
         for group in in_groups(readable(bar), PHOTOS_AT_ONCE):
@@ -104,12 +106,13 @@ def _text_aside(path: Path):
         yield stream
 
 
-def _json_writer(stream, stack):
+def _json_writer(stream, stack, embeddings):
     separator = "[\n"
 
     def write(path, faces):
         nonlocal separator
-        stream.write(separator + json.dumps({"photo": str(path), "faces": [face.to_json() for face in faces]}))
+        said = [face.to_json(embeddings) for face in faces]
+        stream.write(separator + json.dumps({"photo": str(path), "faces": said}))
         separator = ",\n"
 
     stack.callback(lambda: stream.write("\n]\n" if separator == ",\n" else "[]\n"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from tfface.tasks import Task, bins_of, years_of
 from tfface.training.run import Run
 
 SHIPPED = Path(__file__).parent.parent / "assets" / "models"
-"""Trained heads that come with the package, a run's folder each."""
+"""Trained models that come with the package, a run's folder each: compact, and arg, which fetches its FaceNet."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class FaceAttributes:
         probabilities: task -> class -> probability, for every task with classes ("gender", "race", "age_bins").
         age: age in years, or None for a model without an age head.
         age_spread: standard deviation of the age, years, or None where the head gives a plain number.
+        embedding: `(width,)` float32 of length 1, for comparing faces; None for a model that learnt none.
     """
 
     box: tuple[float, float, float, float]
@@ -36,6 +37,7 @@ class FaceAttributes:
     probabilities: dict[str, dict[str, float]]
     age: float | None = None
     age_spread: float | None = None
+    embedding: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     def label(self, task: str) -> str:
         """The likeliest class of a task."""
@@ -57,8 +59,12 @@ class FaceAttributes:
             return lines
         return [f"{self.label(task)} {max(row.values()):.0%}" for task, row in self.probabilities.items()]
 
-    def to_json(self) -> dict:
-        """Plain values for JSON: strings, years, probabilities with four digits."""
+    def to_json(self, embedding: bool = False) -> dict:
+        """Plain values for JSON: strings, years, probabilities with four digits.
+
+        Args:
+            embedding: with the embedding, where there is one.
+        """
         result = {
             "box": [round(value, 1) for value in self.box],
             "score": round(self.score, 4),
@@ -71,6 +77,8 @@ class FaceAttributes:
         result["probabilities"] = {
             task: {name: round(value, 4) for name, value in row.items()} for task, row in self.probabilities.items()
         }
+        if embedding and self.embedding is not None:
+            result["embedding"] = self.embedding.tolist()
         return result
 
 
@@ -105,7 +113,7 @@ class Predictor:
         UserError: no such model or detector, or a pretrained backbone that cannot be had.
     """
 
-    def __init__(self, model: str | Path = "arg", detector: str | Detector = "mtcnn", batch_size: int = 32):
+    def __init__(self, model: str | Path = "compact", detector: str | Detector = "mtcnn", batch_size: int = 32):
         run = find_model(model)
         self.recipe = run.recipe()
         self.landmarks = run.config()["data"].get("landmarks")
@@ -202,7 +210,11 @@ class Predictor:
                     probabilities["age_bins"] = dict(zip(labels.ARG_AGES, map(float, bins), strict=True))
             else:
                 probabilities[task.name] = dict(zip(task.classes, map(float, output[0]), strict=True))
-        return FaceAttributes(tuple(float(value) for value in box), float(score), probabilities, age, spread)
+        embedding = outputs.get("embedding")
+        if embedding is not None:
+            embedding = embedding / np.linalg.norm(embedding)  # several views or shots were averaged
+        box = tuple(float(value) for value in box)
+        return FaceAttributes(box, float(score), probabilities, age, spread, embedding)
 
 
 def face_detector(detector: str | Detector) -> Detector:
