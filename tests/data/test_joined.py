@@ -95,6 +95,11 @@ def features(joined, tmp_path, monkeypatch):
     return cached_features(mean, joined, "train", (4, 4), views, progress=False)
 
 
+def test_its_size_is_known(joined):
+    """Keras warns that the data ran out where a validation set does not say how large it is."""
+    assert pipeline.examples(joined, "train").cardinality() == 12
+
+
 def test_features_follow_the_joined_order_and_are_kept_for_each_data_set(joined, features, tmp_path):
     keys = pipeline.label_arrays(joined, "train")["key"]
     levels = [float(key.split("/")[1].removesuffix(".png")) for key in keys]

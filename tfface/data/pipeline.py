@@ -112,8 +112,11 @@ class Joined:
             examples(part, split, images).map(lambda row, part=part, renamed=renamed: unified(part, renamed, row))
             for part, renamed in zip(self.parts, self.renamed, strict=True)
         ]
-        choices = tf.data.Dataset.from_tensor_slices(self.order(split))
-        return tf.data.Dataset.choose_from_datasets(parts, choices, stop_on_empty_dataset=False).with_options(options())
+        order = self.order(split)
+        choices = tf.data.Dataset.from_tensor_slices(order)
+        mixed = tf.data.Dataset.choose_from_datasets(parts, choices, stop_on_empty_dataset=False)
+        # Where the number is not known Keras warns, after a whole pass, that the data ran out.
+        return mixed.apply(tf.data.experimental.assert_cardinality(len(order))).with_options(options())
 
 
 def open_dataset(data: str, data_dir: str | Path | None = None) -> tfds.core.DatasetBuilder | Joined:

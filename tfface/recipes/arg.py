@@ -127,6 +127,12 @@ class ARG(Recipe):
         "years": YEARS,
         # As "years", on the features of the last layer alone, as the poster has them.
         "last": {**YEARS, "depths": ("Block8_6_ScaleSum",)},
+        # As "years", on features from four depths: what the network for identities drops on its way is not lost.
+        "depths": {
+            **YEARS,
+            "depths": ("Block35_5_Activation", "Block17_10_Activation", *YEARS["depths"]),
+            "dropout_rate": 0.6,
+        },
         # As "years", but the last six blocks (Block8_1 to Block8_6) learn too, from cached inputs.
         "tail": {**YEARS, **TAIL},
         # The same two on FairFace, whose networks of paper 2 learn the same labels from nothing.
