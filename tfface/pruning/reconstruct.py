@@ -110,7 +110,7 @@ class _Fit:
         for nodes in pairs:
             layer, copy = (node.operation for node in nodes)
             path = prefix + layer.name
-            if is_model(layer):
+            if is_model(layer) and times[id(layer)] == 1:
                 given = [
                     [values[id(each)] for each in node.input_tensors] for node, values in zip(nodes, known, strict=True)
                 ]
