@@ -122,12 +122,12 @@ def measure_ours(base, arrays, tools, ratios, repeats):
         for tool in tools:
             method, scope, reconstructed = TOOLS[tool]
             start = time.perf_counter()
+            groups = pruning.channel_groups(base)
+            keep = pruning.choose(groups, pruning.importance(base, groups, method), ratio, scope)
             if reconstructed:
-                groups = pruning.channel_groups(base)
-                keep = pruning.choose(groups, pruning.importance(base, groups, method), ratio, scope)
                 pruned = pruning.reconstruct(base, keep, [statistics], groups)
             else:
-                pruned = pruning.prune(base, ratio, method, scope)
+                pruned = pruning.cut(base, keep, groups)
             seconds = time.perf_counter() - start
             models = (base, pruned)
             yield {

@@ -60,11 +60,11 @@ def main():
     networks = {}
     for ratio in options.ratio:
         networks[ratio] = base
+        keep = pruning.choose(groups, importance, ratio)
         if ratio and options.reconstruct:
-            keep = pruning.choose(groups, importance, ratio)
             networks[ratio] = pruning.reconstruct(base, keep, faces.as_numpy_iterator(), groups, progress=True)
         elif ratio:
-            networks[ratio] = pruning.prune(base, ratio)
+            networks[ratio] = pruning.cut(base, keep, groups)
             with bfloat16_convolutions(options.bfloat16):
                 pruning.recalibrate(networks[ratio], faces)
     seconds = {size: pruning.latency(tuple(networks.values()), size, options.repeats) for size in BATCHES}

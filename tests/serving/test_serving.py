@@ -126,6 +126,14 @@ def test_predict_takes_the_compact_network_where_none_is_named(group, tmp_path):
     assert "embedding" not in (tmp_path / "predictions.json").read_text()
 
 
+def test_embeddings_that_cannot_be_written_are_said(tiny_run, group, tmp_path, capsys):
+    words = ["predict", str(group[0]), "--embeddings", "--to", str(tmp_path / "out")]
+    for more, said in (((), "add json to --out"), (("--out", "json", "--model", str(tiny_run.folder)), "no embedding")):
+        assert cli.main([*words, *more]) == 2
+        assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_photos_of_one_name_keep_a_picture_each(tiny_run, group, tmp_path, capsys):
     for place in ("one/a.jpg", "two/a.jpg", "two/a.png"):
         (tmp_path / place).parent.mkdir(exist_ok=True)

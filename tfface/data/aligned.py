@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 import threading
 from collections.abc import Iterable
 
@@ -130,6 +131,8 @@ class AlignableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             while not done.wait(1):
                 found = sum(split.looked_at() for split in self._aligned.values())
                 bar.update(max(0, found - bar.n))  # in the end their folder is removed
+        # It stood below TFDS's bars, and leaves the cursor in the middle of a line for them to go on; they have gone.
+        sys.stderr.write("\r")
 
     def aligned(self, splits: dict[str, Iterable]) -> dict:
         """What `_split_generators` returns: the splits as they are, or as Beam transforms that align them.

@@ -102,6 +102,8 @@ def prune_checkpoint(
     if not groups:
         held = [f"{name}: {reason}" for name, reason in fixed_layers(base, untouched=untouched).items()]
         raise UserError(f"{source} has no channels to cut. {'; '.join(held[:3]) or 'No layer makes any'}.")
+    if reconstruct:
+        images = _images(reconstruct, data_dir, faces, input_shape or base.input_shape[1:])
     retraining, taylor = None, {}
     if data or finetune or method == "taylor":
         from tfface.pruning.retrain import Retraining
@@ -120,10 +122,10 @@ def prune_checkpoint(
     measured = bool(data or finetune)
     figures = [retraining.figures(base)] if measured else []
     # Training changes the base: what it costs does not change, but a network of its own is timed beside the pruned one.
-    pruned = cut(base, {} if schedule else keep, groups)
     if reconstruct:
-        images = _images(reconstruct, data_dir, faces, input_shape or base.input_shape[1:])
         pruned = fitted(base, keep, images, groups, progress=True)
+    else:
+        pruned = cut(base, {} if schedule else keep, groups)
     if schedule:
         from tfface.pruning.schedule import FilterPruning, nonzero_channels
 
@@ -134,7 +136,9 @@ def prune_checkpoint(
         keep = nonzero_channels(pruned, groups)
         pruned = cut(pruned, keep, groups)
     elif finetune:
-        retraining.fit(pruned, out / "training", choices)
+        # A training of what was only cut is not that of what was fitted too, and the other way round.
+        start = {"reconstruct": reconstruct, "faces": faces} if reconstruct else {}
+        retraining.fit(pruned, out / "training", {**choices, **start})
     if measured:
         figures.append(retraining.figures(pruned))
 

@@ -147,7 +147,7 @@ class _Fit:
         read = _read(copy, inputs[1], places)
         before = ops.convert_to_numpy(copy.kernel).astype("float64")
         weights = before.reshape(-1, before.shape[-1])
-        norm = _norm_behind(nodes[0], nodes[1], readers)
+        norm = _norm_behind(nodes[0], readers)
         free = copy.use_bias or norm is not None  # whether an offset of each channel has a place to go
         middle = read.mean(axis=0) if free else np.zeros(read.shape[1])
         centre = wanted.mean(axis=0) if free else np.zeros(wanted.shape[1])
@@ -209,8 +209,8 @@ def _read(layer, inputs: np.ndarray, places) -> np.ndarray:
     return values.reshape(len(example), -1)
 
 
-def _norm_behind(node, copy, readers):
-    """The batch norm of the smaller model that alone reads the outputs of a layer, if there is one."""
+def _norm_behind(node, readers):
+    """The batch norm of the smaller model that alone reads the outputs of a layer of the whole, if there is one."""
     following = readers.get(id(node.output_tensors[0]), ())
     linear = node.operation.activation is keras.activations.linear
     if len(following) == 1 and linear and isinstance(following[0][0].operation, keras.layers.BatchNormalization):

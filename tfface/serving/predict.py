@@ -36,6 +36,9 @@ def predict_photos(
 
     Returns:
         Exit code: 0 every photo gave faces, 1 some photo has no face, 2 some photo could not be read.
+
+    Raises:
+        UserError: no such model or detector, or embeddings without JSON or of a model that has none.
     """
     import cv2
     from tqdm import tqdm
@@ -45,7 +48,11 @@ def predict_photos(
     from tfface.faces.photos import common_folder, counted, photos_outside, read_photo, usable_paths
     from tfface.serving.predictor import Predictor
 
+    if embeddings and "json" not in out:
+        raise UserError(f"Embeddings go into the JSON: add json to --out. Received: {','.join(out)}.")
     predictor = Predictor(model, detector)
+    if embeddings and "embedding" not in predictor.model.output:
+        raise UserError(f"The model {model} learnt no embedding: expected one that has, such as compact.")
     to = Path(to)
     named, total, wrong = usable_paths(paths, to)
     seen = broken = empty = faces_found = 0
