@@ -90,7 +90,9 @@ def main():
         print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     if options.csv:
         with written_aside(options.csv) as aside, open(aside, "w", newline="") as stream:
-            about = f"{options.faces} faces, {os.cpu_count()} CPU cores, {date.today()}; see its docstring"
+            # of those, the ones that this process may use: taskset leaves fewer
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+            about = f"{options.faces} faces, CPU cores: {cores}, {date.today()}; see its docstring"
             stream.write(f"# python {' '.join(sys.argv)} ({about})\n")
             writer = csv.DictWriter(stream, table[0])
             writer.writeheader()

@@ -26,18 +26,19 @@ def test_one_class_is_refused():
         CosineSimilarity(1)
 
 
-def test_mask_has_the_shape_of_the_last_maps_and_pattern_reads_it():
-    maps = [keras.Input((28, 24, 8)), keras.Input((14, 12, 12)), keras.Input((7, 6, 20))]
+@pytest.mark.parametrize("sizes", [((28, 24), (14, 12), (7, 6)), ((17, 14), (8, 6), (3, 2)), ((12, 8), (6, 4), (2, 1))])
+def test_mask_has_the_shape_of_the_last_maps_and_pattern_reads_it(sizes):
+    maps = [keras.Input((*size, width)) for size, width in zip(sizes, (8, 12, 20), strict=True)]
     mask = feature_mask(maps)
     model = keras.Model(maps, [mask, pattern_logits(mask, 101)])
-    assert [output.shape for output in model.output] == [(None, 7, 6, 20), (None, 101)]
+    assert [output.shape for output in model.output] == [(None, *sizes[-1], 20), (None, 101)]
     values = model([np.random.default_rng(0).normal(size=(2, *m.shape[1:])).astype("float32") for m in maps])[0]
     assert 0 < float(keras.ops.min(values)) < float(keras.ops.max(values)) < 1
 
 
 def test_maps_that_do_not_halve_are_refused():
     with pytest.raises(ValueError, match="half the size"):
-        feature_mask([keras.Input((11, 9, 8)), keras.Input((5, 4, 8)), keras.Input((2, 1, 8))])
+        feature_mask([keras.Input((12, 8, 8)), keras.Input((4, 3, 8)), keras.Input((2, 1, 8))])
 
 
 def test_regroup_sums():

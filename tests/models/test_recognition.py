@@ -5,7 +5,7 @@ import pytest
 from tfface import tasks
 from tfface.errors import UserError
 from tfface.losses import AngularMarginLoss
-from tfface.models import recognition_resnet
+from tfface.models import inception_resnet_v1, recognition_resnet
 from tfface.models.recognition import load_backbone, recognition, with_feature_mask
 from tfface.pruning import prune
 
@@ -34,6 +34,24 @@ def test_a_mask_that_keeps_everything_changes_nothing(block):
     last = masked.get_layer("mask_conv2")
     last.set_weights([np.zeros_like(last.kernel), np.full(last.bias.shape, 30.0)])  # sigmoid(30) is 1
     np.testing.assert_allclose(masked(faces()), before, atol=1e-5)
+
+
+def test_facenet_takes_a_mask_that_begins_open():
+    keras.utils.set_random_seed(0)
+    backbone = inception_resnet_v1((96, 80, 3), normalize=True)
+    masked = with_feature_mask(backbone)
+    assert masked.get_layer("mask").output.shape == backbone.get_layer("Block8_6_ScaleSum").output.shape
+    images = np.random.default_rng(0).uniform(0, 255, (2, 96, 80, 3)).astype("float32")
+    mask = keras.Model(masked.input, masked.get_layer("mask").output)(images)
+    assert 0.85 < float(keras.ops.mean(mask)) < 1
+    cosines = keras.ops.sum(masked(images) * backbone(images), axis=1)
+    assert float(keras.ops.min(cosines)) > 0.98
+
+
+def test_a_backbone_without_stages_takes_none():
+    image = keras.Input((48, 48, 3))
+    with pytest.raises(UserError, match="stages of table1, ir or facenet"):
+        with_feature_mask(keras.Model(image, keras.layers.GlobalAveragePooling2D()(image)))
 
 
 def test_a_pruned_file_takes_a_mask_and_another_size(tmp_path):

@@ -53,6 +53,9 @@ def test_unknown_names_list_the_valid_ones():
         ("views=((1.0, False),)", "views", ((1.0, False),)),
         ("oversample={}", "oversample", {}),
         ("test_mirror=True", "test_mirror", True),
+        ("depths=Mixed_7a,Block8_6_ScaleSum", "depths", ("Mixed_7a", "Block8_6_ScaleSum")),
+        ("depths=Mixed_7a", "depths", ("Mixed_7a",)),
+        ("depths='Mixed_7a','Mixed_6a'", "depths", ("Mixed_7a", "Mixed_6a")),
     ],
 )
 def test_settings_are_read(setting, field, value):

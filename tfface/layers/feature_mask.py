@@ -7,19 +7,24 @@ and 3.3, which paper 5 follows in its third stage.
 from collections.abc import Sequence
 from itertools import pairwise
 
+import keras
 from keras import layers
 
 PYRAMID_WIDTH = 256
+
+OPEN = 3.0
+"""Bias of the mask before its sigmoid: it begins at about 0.95, so that a trained backbone begins as it was."""
 
 
 def feature_mask(maps: Sequence, name: str = "mask"):
     """Decode a mask for the last of a backbone's maps from a pyramid over its last three stages.
 
-    Every level is brought to 256 channels and added to the next coarser one, enlarged; the finest (a quarter of the
-    image's scale) goes through two strided convolutions down to the size of the last maps.
+    Every level is brought to 256 channels and added to the next coarser one, enlarged; the finest goes through two
+    strided convolutions down to the size of the last maps.
 
     Args:
-        maps: outputs of three stages, fine to coarse, each half the height and width of the one before.
+        maps: outputs of three stages, fine to coarse, each of the size that a 3x3 convolution of stride 2 makes of the
+            one before: half of it where the backbone pads, `(size - 1) // 2` where it does not.
         name: prefix of the layers' names; the last layer bears it alone.
 
     Returns:
@@ -29,20 +34,35 @@ def feature_mask(maps: Sequence, name: str = "mask"):
         ValueError: not three maps, or sizes that do not halve.
     """
     sizes = [tuple(tensor.shape[1:3]) for tensor in maps]
-    if len(sizes) != 3 or any((2 * h, 2 * w) != finer for finer, (h, w) in pairwise(sizes)):
+    paddings = [_padding(finer, coarser) for finer, coarser in pairwise(sizes)]
+    if len(sizes) != 3 or None in paddings:
         raise ValueError(f"`maps` must be three, each half the size of the one before. Received sizes: {sizes}")
     level = None
     for number, tensor in reversed(list(enumerate(maps, start=3))):
         lateral = layers.Conv2D(PYRAMID_WIDTH, 1, name=f"{name}_lateral{number}")(tensor)
         if level is not None:
             enlarged = layers.UpSampling2D(2, name=f"{name}_enlarge{number}")(level)
+            (height, width), (short, narrow) = tensor.shape[1:3], enlarged.shape[1:3]
+            if (height, width) != (short, narrow):
+                rest = ((0, height - short), (0, width - narrow))
+                enlarged = layers.ZeroPadding2D(rest, name=f"{name}_pad{number}")(enlarged)
             lateral = layers.Add(name=f"{name}_add{number}")([lateral, enlarged])
         level = lateral
-    x = layers.Conv2D(PYRAMID_WIDTH, 3, strides=2, padding="same", use_bias=False, name=f"{name}_conv1")(level)
+    x = layers.Conv2D(PYRAMID_WIDTH, 3, strides=2, padding=paddings[0], use_bias=False, name=f"{name}_conv1")(level)
     x = layers.PReLU(shared_axes=(1, 2), name=f"{name}_prelu")(x)
     x = layers.BatchNormalization(momentum=0.9, name=f"{name}_norm")(x)
-    x = layers.Conv2D(maps[-1].shape[-1], 3, strides=2, padding="same", name=f"{name}_conv2")(x)
+    bias = keras.initializers.Constant(OPEN)
+    x = layers.Conv2D(
+        maps[-1].shape[-1], 3, strides=2, padding=paddings[1], bias_initializer=bias, name=f"{name}_conv2"
+    )(x)
     return layers.Activation("sigmoid", name=name)(x)
+
+
+def _padding(finer, coarser):
+    """Of the 3x3 convolution of stride 2 between two sizes: "same", "valid", or None where there is none."""
+    if finer == tuple(2 * size for size in coarser):
+        return "same"
+    return "valid" if coarser == tuple((size - 1) // 2 for size in finer) else None
 
 
 def pattern_logits(mask, patterns: int, dropout_rate: float = 0.5, name: str = "pattern"):

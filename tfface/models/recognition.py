@@ -18,6 +18,12 @@ from tfface.tasks import Task
 EMBEDDING = "embedding"
 """Name of the layer whose output, of length 1, is compared."""
 
+MASKED_STAGES = (
+    ("stage2", "stage3", "stage4"),
+    ("Block35_5_Activation", "Block17_10_Activation", "Block8_6_ScaleSum"),
+)
+"""Ends of the three stages that a feature mask reads, fine to coarse: of table1 and ir, and of FaceNet."""
+
 
 def load_backbone(
     network: str, input_shape=(112, 96, 3), embedding_width: int = 512, blocks: Sequence[int] = (3, 4, 14, 3)
@@ -58,13 +64,13 @@ def load_backbone(
 
 
 def with_feature_mask(backbone: keras.Model) -> keras.Model:
-    """Put a feature mask before the last layers of a `recognition_resnet`, pruned or not (paper 5, third stage).
+    """Put a feature mask before the last layers of a backbone, pruned or not (paper 5, third stage).
 
     The maps of the last stage are multiplied by the mask; the layers behind are those of the backbone, with their
     weights, and serve clean and covered faces alike.
 
     Args:
-        backbone: a network with the layers `stage2`, `stage3`, `stage4`.
+        backbone: table1, ir or facenet, as `load_backbone` gives them: one with the layers of `MASKED_STAGES`.
 
     Returns:
         A model of the same input and output that shares the backbone's layers; its layer `mask` gives the mask.
@@ -73,11 +79,11 @@ def with_feature_mask(backbone: keras.Model) -> keras.Model:
         UserError: a backbone without these stages.
     """
     names = [layer.name for layer in backbone.layers]
-    stages = [name for name in names if name in ("stage2", "stage3", "stage4")]
-    if len(stages) != 3:
+    stages = next((stages for stages in MASKED_STAGES if set(stages) <= set(names)), None)
+    if stages is None:
         raise UserError(
-            f"A feature mask stands on the stages of table1 or ir. Received: {backbone.name}, which has not stage2 to "
-            "stage4."
+            f"A feature mask stands on the stages of table1, ir or facenet. Received: {backbone.name}, which has none "
+            "of them."
         )
     maps = [backbone.get_layer(name).output for name in stages]
     x = layers.Multiply(name="masked")([maps[-1], feature_mask(maps)])

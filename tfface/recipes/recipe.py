@@ -210,7 +210,7 @@ def parse_settings(recipe: Recipe, settings: list[str]) -> dict:
     Args:
         recipe: the recipe that is changed; a value must be of the same kind as the present one.
         settings: strings such as "epochs=3" or "learning_rate=3e-4"; values are Python literals, a bare word is a
-            string.
+            string, and several with commas between them a tuple of strings.
 
     Returns:
         Field -> value, for `Recipe.changed`.
@@ -231,6 +231,8 @@ def parse_settings(recipe: Recipe, settings: list[str]) -> dict:
         present = getattr(recipe, name)
         if isinstance(present, float) and type(value) is int:
             value = float(value)
+        if isinstance(value, str) and isinstance(present, tuple) and all(isinstance(item, str) for item in present):
+            value = tuple(value.split(","))
         try:
             value = _restore(name, value)
         except (TypeError, ValueError):
