@@ -95,6 +95,24 @@ def test_generator_depends_on_key_seed_and_epoch():
 # ------------------------------------------------------------------------------------------------------------- random
 
 
+def test_training_wears_masks_where_they_belong(ours):
+    pool, image = list(ours.values()), crop()
+    landmarks = np.array([[31, 52], [66, 52], [48, 72], [34, 93], [63, 93]], float)
+    worn = [occlude_training(image, str(k), 0, 0, pool, 0, worn_masks=1, landmarks=landmarks) for k in range(30)]
+    x0, y0, x1, y1 = np.transpose([one.box for one in worn])
+    assert (y0 > 52).all()  # below the eyes
+    assert (y1 > 93).all()  # the mouth is hidden
+    assert ((x0 < 34) & (x1 > 63)).all()
+    assert len({one.image.tobytes() for one in worn}) == 30  # each face wears it a little otherwise
+    some = [occlude_training(image, str(k), 0, 0, pool, 0, worn_masks=0.5, landmarks=landmarks) for k in range(200)]
+    anywhere = [occlude_training(image, str(k), 0, 0, pool, 0) for k in range(200)]
+    assert len({one.box[1] > 52 for one in anywhere}) == 2
+    assert sum(one.box[1] > 52 for one in some) > sum(one.box[1] > 52 for one in anywhere)
+    for options in ({"worn_masks": 2}, {"worn_masks": 0.5}):
+        with pytest.raises(UserError, match="worn_masks"):
+            occlude_training(image, "x", 0, 0, pool, **options)
+
+
 def test_training_leaves_one_third_clean_and_redraws_each_epoch(ours):
     pool, image = list(ours.values()), crop()
     occluded = [occlude_training(image, f"{key}.jpg", 0, 0, pool) for key in range(600)]

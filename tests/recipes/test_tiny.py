@@ -1,6 +1,7 @@
 """One check over every recipe: shrunk to seconds it trains, evaluates, reports and exports on synthetic faces."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import tensorflow as tf
 
 from tfface import commands, recipes
 from tfface.data import pipeline
+from tfface.errors import UserError
 from tfface.recipes import RECIPES
+from tfface.training import batches
 from tfface.training.fit import fit
 
 
@@ -47,6 +50,16 @@ def test_compact_heads_on_a_trained_compact_network(data_dir, tmp_path):
     np.testing.assert_allclose(after["embedding"], before["embedding"], atol=1e-6)
     assert np.abs(after["gender"] - before["gender"]).max() > 1e-3
     assert commands.evaluate(run.folder, "test", data_dir=data_dir)["n"] == 120
+
+
+def test_masks_are_worn_by_covered_and_aligned_faces_only(data_dir, tmp_path):
+    recipe = recipes.load("occluded", settings=["worn_masks=0.5"], tiny=True)
+    with pytest.raises(UserError, match="set occluded too"):
+        fit(recipe, tmp_path / "run", data_dir, verbose=0)
+    assert not (tmp_path / "run").exists()
+    elsewhere = SimpleNamespace(info=SimpleNamespace(metadata=None, full_name="elsewhere/1.0.0"))
+    with pytest.raises(UserError, match=r"elsewhere/1\.0\.0 does not say: build it with --align five-point"):
+        batches.covering(recipe.changed(occluded=0.5), elsewhere)
 
 
 def test_the_whole_way_of_a_recipe_that_tells_people_apart(data_dir, tmp_path):

@@ -49,7 +49,7 @@ def crop_at_random(image, least: float, seed):
     return image[start[0] : start[0] + kept[0], start[1] : start[1] + kept[1]]
 
 
-def occlude(image, key, epoch, seed: int, share: float):
+def occlude(image, key, epoch, seed: int, share: float, worn_masks: float = 0.0, landmarks=None):
     """Cover a face by one of tfface's occluders at random (paper 5, section 2.3), or leave it clean.
 
     Args:
@@ -58,6 +58,8 @@ def occlude(image, key, epoch, seed: int, share: float):
         epoch: scalar integer tensor; each epoch draws anew.
         seed: of the training.
         share: chance of being covered, in (0, 1].
+        worn_masks: share of the covered ones that wear a mask on nose and mouth, in [0, 1].
+        landmarks: `(5, 2)`, where the landmarks of the crop lie, as shares of its width and height, for `worn_masks`.
 
     Returns:
         `(image, pattern)`: the image, and which part of it is covered, a scalar int64 (`occlude.pattern`; 0: none).
@@ -65,7 +67,10 @@ def occlude(image, key, epoch, seed: int, share: float):
     occluders = load_occluders()
 
     def cover(pixels, key, epoch):
-        occluded = occlude_training(pixels, key.decode(), int(epoch), seed, occluders, clean=1 - share)
+        points = None if landmarks is None else np.multiply(landmarks, pixels.shape[1::-1])
+        occluded = occlude_training(
+            pixels, key.decode(), int(epoch), seed, occluders, 1 - share, worn_masks=worn_masks, landmarks=points
+        )
         return occluded.image, np.int64(pattern(occluded.box, pixels.shape[:2]))
 
     pixels = tf.cast(tf.round(tf.clip_by_value(image, 0.0, 255.0)), tf.uint8)

@@ -171,6 +171,8 @@ def occlude_training(
     occluders: Sequence[Occluder],
     clean: float = 1 / 3,
     scale: tuple[float, float] = (1, 5),
+    worn_masks: float = 0.0,
+    landmarks: np.ndarray | None = None,
 ) -> Occluded:
     """Training image of paper 5, section 2.3: clean one time in three, otherwise occluded at random.
 
@@ -182,16 +184,31 @@ def occlude_training(
         occluders: what to choose from, evenly.
         clean: chance of a clean picture, in [0, 1]; clean : occluded = 1 : 2 in the paper.
         scale: see `random_occlusion`.
+        worn_masks: share of the occluded ones that wear a mask, as `wear_mask` puts it on, in place of an occluder
+            anywhere, in [0, 1]. Not in the paper.
+        landmarks: (5, 2), pixels, where the crop's landmarks lie, for `worn_masks`. A face's own lie about them: each
+            is moved by up to 3 % of the width.
 
     Returns:
         Occluded; a clean one has a zero box and a zero alpha, so that its `pattern` is 0, and a copy of the image.
+
+    Raises:
+        UserError: a chance outside [0, 1], or masks to be worn without landmarks or without a mask among `occluders`.
     """
     _check_image(image)
     if not 0 <= clean <= 1:
         raise UserError(f"clean is a chance in [0, 1], received {clean}; paper 5's is 1/3")
+    if not 0 <= worn_masks <= 1:
+        raise UserError(f"worn_masks is a share in [0, 1], received {worn_masks}")
+    masks = [occluder for occluder in occluders if occluder.kind == "mask"]
+    if worn_masks and (landmarks is None or not masks):
+        raise UserError("worn_masks needs the landmarks of the crop, and a mask among the occluders.")
     rng = generator(key, seed, epoch)
     if rng.random() < clean:
         return _laid(image, _NOTHING)
+    if worn_masks and rng.random() < worn_masks:
+        moved = landmarks + (rng.random((5, 2)) - 0.5) * 0.06 * image.shape[1]
+        return wear_mask(image, moved, _choice(masks, rng), rng)
     return random_occlusion(image, _choice(occluders, rng), rng, scale)
 
 

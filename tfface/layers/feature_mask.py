@@ -41,11 +41,7 @@ def feature_mask(maps: Sequence, name: str = "mask"):
     for number, tensor in reversed(list(enumerate(maps, start=3))):
         lateral = layers.Conv2D(PYRAMID_WIDTH, 1, name=f"{name}_lateral{number}")(tensor)
         if level is not None:
-            enlarged = layers.UpSampling2D(2, name=f"{name}_enlarge{number}")(level)
-            (height, width), (short, narrow) = tensor.shape[1:3], enlarged.shape[1:3]
-            if (height, width) != (short, narrow):
-                rest = ((0, height - short), (0, width - narrow))
-                enlarged = layers.ZeroPadding2D(rest, name=f"{name}_pad{number}")(enlarged)
+            enlarged = _enlarged(level, tensor.shape[1:3], f"{name}_enlarge{number}")
             lateral = layers.Add(name=f"{name}_add{number}")([lateral, enlarged])
         level = lateral
     x = layers.Conv2D(PYRAMID_WIDTH, 3, strides=2, padding=paddings[0], use_bias=False, name=f"{name}_conv1")(level)
@@ -56,6 +52,20 @@ def feature_mask(maps: Sequence, name: str = "mask"):
         maps[-1].shape[-1], 3, strides=2, padding=paddings[1], bias_initializer=bias, name=f"{name}_conv2"
     )(x)
     return layers.Activation("sigmoid", name=name)(x)
+
+
+def _enlarged(maps, size, name):
+    """Twice the height and width, or one or two more, where a convolution without padding left them out."""
+    (height, width), (short, narrow) = size, maps.shape[1:3]
+    if (height, width) != (2 * short, 2 * narrow):
+        # Padded before and not after: TensorFlow 2.21 dies in training a bias and the addition of something padded.
+        # Not Resizing: inside a model that is called without `training` it sets batch norms behind it to training.
+        rest = ((0, (height + 1) // 2 - short), (0, (width + 1) // 2 - narrow))
+        maps = layers.ZeroPadding2D(rest, name=f"{name}_pad")(maps)
+    maps = layers.UpSampling2D(2, name=name)(maps)
+    if height % 2 or width % 2:
+        maps = layers.Cropping2D(((0, height % 2), (0, width % 2)), name=f"{name}_crop")(maps)
+    return maps
 
 
 def _padding(finer, coarser):

@@ -40,6 +40,8 @@ class Recipe:
             only; the share is drawn for each image, 1 keeps everything).
         occluded: share of the training faces that are covered by an occluder at random, in [0, 1]; 2/3 in paper 5
             (training from pixels only).
+        worn_masks: share of the covered ones that wear a mask over nose and mouth instead, in [0, 1]; for faces that
+            were aligned.
         teacher: pretrained network whose embeddings are learnt by an output `embedding`: "facenet", or empty for none.
         teacher_data: prepared data set with the same photos, cut as the teacher knows faces; `data` if empty.
         noise: standard deviation of the noise added to pixels, in grey levels of 0 to 255 (training from pixels only).
@@ -74,6 +76,7 @@ class Recipe:
     oversample: dict[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
     random_crop: float = 1.0
     occluded: float = 0.0
+    worn_masks: float = 0.0
     teacher: str = ""
     teacher_data: str = ""
     noise: float = 0.0

@@ -3,12 +3,14 @@ and the noise depend on the seed and the epoch alone, so that a resumed run sees
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
 import tensorflow as tf
 
 from tfface.data import augment, pipeline
+from tfface.errors import UserError
 from tfface.recipes.recipe import Recipe
 from tfface.tasks import Task
 from tfface.training.distribute import ONE, Devices
@@ -150,6 +152,7 @@ def image_batches(
     rows = _numbered(builder, split)
     partial = partly_labelled(builder, tasks)
     epoch_size, part = steps * size, size // across.processes
+    cover = covering(recipe, builder)
 
     def repeated(row):
         count = tf.constant(1, tf.int64)
@@ -166,9 +169,7 @@ def image_batches(
             image = augment.crop_at_random(image, recipe.random_crop, seed + tf.constant([0, 1 << 33], tf.int64))
         image = pipeline.resize(image, recipe.image_size)
         if recipe.occluded:
-            image, row["pattern"] = augment.occlude(
-                image, row["key"], index // epoch_size, recipe.seed, recipe.occluded
-            )
+            image, row["pattern"] = cover(image, row["key"], index // epoch_size)
         if recipe.noise:
             image = augment.add_noise(image, recipe.noise, seed + tf.constant([0, 1 << 32], tf.int64))
         return _example(tasks, image, row, taught, partial)
@@ -218,11 +219,12 @@ def validation_images(
     """
     tasks, view = recipe.tasks(), recipe.test_views[0]
     partial = partly_labelled(builder, tasks)
+    cover = covering(recipe, builder)
 
     def prepare(row):
         image = pipeline.decode(row["image"], recipe.image_size, view.zoom)
         if recipe.occluded:
-            image, row["pattern"] = augment.occlude(image, row["key"], 0, recipe.seed, recipe.occluded)
+            image, row["pattern"] = cover(image, row["key"], 0)
         return _example(tasks, image, row, taught, partial)
 
     rows = _numbered(builder, recipe.validation_split)
@@ -233,6 +235,29 @@ def validation_images(
         shared = tf.data.Dataset.zip(own, tf.data.Dataset.from_tensor_slices(shares))
         rows = shared.map(lambda row, share: {**row, "share": share})
     return _batched(rows.map(prepare, num_parallel_calls=pipeline.PARALLEL), batch_size)
+
+
+def covering(recipe: Recipe, builder) -> Callable:
+    """How this recipe covers the faces of a data set: `(image, key, epoch)` to `(image, pattern)`.
+
+    Raises:
+        UserError: masks are to be worn, but no faces covered, or the data set does not say where landmarks lie.
+    """
+    landmarks = (builder.info.metadata or {}).get("landmarks")
+    if recipe.worn_masks and not recipe.occluded:
+        raise UserError("worn_masks is a share of the faces that are covered: set occluded too, such as occluded=0.67.")
+    if recipe.worn_masks and not landmarks:
+        raise UserError(
+            f"worn_masks needs faces whose landmarks lie in one place, which {builder.info.full_name} does not say: "
+            "build it with --align five-point."
+        )
+    return functools.partial(
+        augment.occlude,
+        seed=recipe.seed,
+        share=recipe.occluded,
+        worn_masks=recipe.worn_masks,
+        landmarks=landmarks if recipe.worn_masks else None,
+    )
 
 
 def _batched(examples: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:

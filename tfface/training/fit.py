@@ -275,6 +275,7 @@ def fit(
         adapted = recipe.adapted(pipeline.class_names(builder))
         for split in (recipe.train_split, recipe.validation_split):
             pipeline.examples(builder, split)  # names a split that is absent before any work is done
+        batches.covering(adapted, builder)
         fingerprints = {split: pipeline.fingerprint(builder, split) for split in builder.info.splits}
         data = {"name": builder.info.full_name, "fingerprints": fingerprints}
         data["landmarks"] = (builder.info.metadata or {}).get("landmarks")
