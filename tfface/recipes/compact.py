@@ -1,11 +1,12 @@
 """The network that comes with tfface: age, gender, race and an embedding in one pass, small and fast.
 
-    tfface prune facenet --ratio 0.5 --out runs/facenet-50
     tfface build fairface/padding025 --manual-dir FOLDER --align five-point     # and utkface, celeba_identities
-    tfface reproduce compact --set network=runs/facenet-50/pruned.keras
+    tfface prune facenet --ratio 0.6 --reconstruct fairface/padding025-five-point --input-shape 112x96x3 --out runs/60
+    tfface reproduce compact --set network=runs/60/pruned.keras --seeds 0
+    tfface reproduce compact --variant heads --set network=runs/compact/seed-0/trained.keras --out runs/compact-heads
 
-FaceNet, pruned, learns the embeddings of the whole FaceNet on FairFace and UTKFace together with the labels that each
-of them has; part of the faces are covered.
+FaceNet, pruned and fitted anew, learns the embeddings of the whole FaceNet on FairFace and UTKFace together with the
+labels that each of them has; part of the faces are covered. Then its heads are learnt anew, on clean faces.
 """
 
 from __future__ import annotations
@@ -71,7 +72,8 @@ class Compact(Recipe):
     pairs: tuple[str, ...] = ("lfw", "occ_lfw", "mask_lfw")
     network: str = "facenet"
     blocks: tuple[int, ...] = (3, 4, 14, 3)
-    depths: tuple[str, ...] = ("Mixed_7a", "Block8_6_ScaleSum")
+    # What a network for identities drops on its way, such as age, is not lost to heads that see its way.
+    depths: tuple[str, ...] = ("Block35_5_Activation", "Block17_10_Activation", "Mixed_7a", "Block8_6_ScaleSum")
     bottleneck_width: int = 256
     dropout_rate: float = 0.2
     embedding_weight: float = 10.0
@@ -99,6 +101,8 @@ class Compact(Recipe):
             "views": (View(), View(mirror=True)),
             "epochs": 30,
             "batch_size": 256,
+            "bottleneck_width": 512,
+            "dropout_rate": 0.5,
         },
     }
 
