@@ -716,7 +716,7 @@ def _weights_options(parser):
 
 
 def _verify_options(parser):
-    parser.add_argument("model", metavar="MODEL", help="facenet, the folder of a run, or a .keras file")
+    parser.add_argument("model", metavar="MODEL", help="facenet, compact, the folder of a run, or a .keras file")
     parser.add_argument(
         "--data",
         default="lfw",

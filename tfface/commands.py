@@ -374,7 +374,8 @@ def verify(
     """Measure an embedding model on pairs of faces, by LFW's protocol; print and write the figures and the ROC curve.
 
     Args:
-        model: "facenet", the folder of a run, or a `.keras` file; see `tfface.evaluation.embeddings.load_embedder`.
+        model: "facenet", "compact" (of the package), the folder of a run, or a `.keras` file; see
+            `tfface.evaluation.embeddings.load_embedder`.
         data: "lfw", "occ_lfw", "mask_lfw", "lower_half", or a prepared data set with the configs `pairs` and `images`.
         data_dir: where it is prepared.
         crop: how the network gets its crop, see `load_embedder`; its own way if empty.
@@ -391,8 +392,10 @@ def verify(
     from tfface.evaluation import plots
     from tfface.evaluation.embeddings import embed_pairs, load_embedder
     from tfface.evaluation.verification import cosine_similarity, verify_folds
+    from tfface.serving.predictor import SHIPPED
 
-    embedder = load_embedder(model, crop or ("whole" if "/" in data else ""))
+    of_package = (SHIPPED / model).is_dir() and not Path(model).exists()
+    embedder = load_embedder(str(SHIPPED / model) if of_package else model, crop or ("whole" if "/" in data else ""))
     pairs, first, second, notes = embed_pairs(embedder, data, data_dir, mirror, bfloat16)
     similarity, same = cosine_similarity(first, second), pairs["same"].astype(bool)
     result = verify_folds(similarity, same, pairs["fold"])

@@ -52,6 +52,13 @@ def test_compact_heads_on_a_trained_compact_network(data_dir, tmp_path):
     assert commands.evaluate(run.folder, "test", data_dir=data_dir)["n"] == 120
 
 
+def test_the_network_of_the_package_is_verified_by_its_name(data_dir, tmp_path):
+    result = commands.verify("compact", "synthetic_faces/small", data_dir, out=tmp_path)
+    assert result["model"] == "compact"
+    assert result["accuracy"] > 0.8
+    assert (tmp_path / "roc.png").exists()
+
+
 def test_masks_are_worn_by_covered_and_aligned_faces_only(data_dir, tmp_path):
     recipe = recipes.load("occluded", settings=["worn_masks=0.5"], tiny=True)
     with pytest.raises(UserError, match="set occluded too"):

@@ -111,7 +111,8 @@ class Occluded(Recipe):
         # No identities: the embeddings of FaceNet are learnt, of the clean face also where it is covered.
         "distilled": DISTILLED,
         "distilled-covered": {**DISTILLED, "occluded": 2 / 3},
-        "distilled-masked": {**DISTILLED, "occluded": 2 / 3, "masked": True},
+        # FROM weighs the pattern by 1 beside a loss of ten or so; a cosine is below 1.
+        "distilled-masked": {**DISTILLED, "occluded": 2 / 3, "masked": True, "pattern_weight": 0.1},
     }
 
     licences: ClassVar[Mapping[str, str]] = {
