@@ -24,6 +24,7 @@ import csv
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -182,7 +183,7 @@ def main():
                 print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     if arguments.csv:
         with written_aside(arguments.csv) as aside, aside.open("w", newline="") as stream:
-            stream.write(f"# python benchmarks/attributes.py --peers PYTHON ({about}; see its docstring)\n")
+            stream.write(f"# python {' '.join(sys.argv)} ({about}; see its docstring)\n")
             writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
             writer.writeheader()
             writer.writerows(rows)
