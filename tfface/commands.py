@@ -392,10 +392,11 @@ def verify(
     from tfface.evaluation import plots
     from tfface.evaluation.embeddings import embed_pairs, load_embedder
     from tfface.evaluation.verification import cosine_similarity, verify_folds
-    from tfface.serving.predictor import SHIPPED
+    from tfface.serving.predictor import SHIPPED, of_package
 
-    of_package = (SHIPPED / model).is_dir() and not Path(model).exists()
-    embedder = load_embedder(str(SHIPPED / model) if of_package else model, crop or ("whole" if "/" in data else ""))
+    embedder = load_embedder(
+        str(SHIPPED / model) if of_package(model) else model, crop or ("whole" if "/" in data else "")
+    )
     pairs, first, second, notes = embed_pairs(embedder, data, data_dir, mirror, bfloat16)
     similarity, same = cosine_similarity(first, second), pairs["same"].astype(bool)
     result = verify_folds(similarity, same, pairs["fold"])

@@ -11,7 +11,7 @@ from PIL import Image
 from tfface import cli, commands
 from tfface.errors import UserError
 from tfface.faces import synthesize
-from tfface.serving.predictor import Predictor, find_model
+from tfface.serving.predictor import SHIPPED, Predictor, find_model
 
 SERVE = """
 import sys
@@ -152,6 +152,16 @@ def test_no_face_is_exit_code_one(tiny_run, tmp_path):
     Image.fromarray(np.full((90, 120, 3), 127, "uint8")).save(tmp_path / "blank.png")
     words = ["predict", str(tmp_path / "blank.png"), "--model", str(tiny_run.folder), "--to", str(tmp_path / "out")]
     assert cli.main(words) == 1
+
+
+def test_a_folder_that_holds_no_run_does_not_hide_a_model_of_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "compact").mkdir()
+    assert find_model("compact").folder.parent == SHIPPED
+    (tmp_path / "compact" / "config.json").write_text("{}")
+    assert find_model("compact").folder == Path("compact")
+    with pytest.raises(UserError, match=r"No run is in \."):
+        find_model(".").config()
 
 
 def test_unknown_model_lists_the_shipped():

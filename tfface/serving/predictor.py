@@ -82,20 +82,29 @@ class FaceAttributes:
         return result
 
 
+def of_package(name: str | Path) -> bool:
+    """Whether this names a model of the package: a folder of the same name that holds no run does not hide it."""
+    return str(name) in shipped_models() and not Run(name).config_file.exists()
+
+
+def shipped_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(path.name for path in SHIPPED.iterdir()) if SHIPPED.is_dir() else []
+
+
 def find_model(name: str | Path) -> Run:
     """The run behind a name: a run's folder, or a model that comes with the package.
 
     Raises:
         UserError: neither; the message lists the shipped ones.
     """
+    if of_package(name):
+        return Run(SHIPPED / str(name))
     if Path(name).is_dir():
         return Run(name)
-    if (SHIPPED / str(name)).is_dir():
-        return Run(SHIPPED / str(name))
-    shipped = sorted(path.name for path in SHIPPED.iterdir()) if SHIPPED.is_dir() else []
     raise UserError(
         f"No model {name}: expected the folder of a run that `tfface train` made, or one of the shipped models "
-        f"({', '.join(shipped) or 'none'})."
+        f"({', '.join(shipped_models()) or 'none'})."
     )
 
 
