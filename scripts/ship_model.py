@@ -67,10 +67,10 @@ ABOUT = {
   distribution over ages 0 to 116 with its mean and spread (and FairFace's nine groups as sums), an embedding of 128
   numbers of length 1.
 - **Licence:** for research use: UTKFace is for non-commercial research, the teacher's weights come from a research set.
-- **Limits:** trained for seven epochs, an hour and a half of one CPU core, on faces cut at chin and brow: hair is not
-  seen. The gender of children is often wrong, about half of Latino_Hispanic and Middle Eastern faces are recognised
-  (see the tables); the embedding is a student's, weaker than FaceNet's own: for choosing and grouping, not for
-  identifying anybody.
+- **Limits:** trained for seven epochs, an hour and a half of one CPU core, on crops that end below the mouth and beside
+  the cheeks. The gender of children is often wrong, about half of Latino_Hispanic and Middle Eastern faces are
+  recognised (see the tables); the embedding is a student's, weaker than FaceNet's own: for choosing and grouping,
+  not for identifying anybody.
 - **In bad pictures:** blur costs most, a mask a fifth of the races: the curves are in the repository's
   docs/robustness.md.""",
 }
