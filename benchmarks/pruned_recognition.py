@@ -1,11 +1,13 @@
-"""Paper 5's table 2 from real weights: FaceNet loses a share R of its channels, and is measured on pairs of faces.
+"""Paper 5's table 2 from real weights: a network loses a share R of its channels, and is measured on pairs of faces.
 
     tfface build lfw_pairs/pairs --manual-dir FOLDER
     tfface build lfw_pairs/images --align five-point --no-face centre --manual-dir FOLDER  # and mask_lfw, occ_lfw
     tfface build fairface/padding025 --align five-point --manual-dir FOLDER  # for batch-norm statistics, without labels
     python benchmarks/pruned_recognition.py --csv benchmarks/pruned_recognition.csv
     python benchmarks/pruned_recognition.py --reconstruct --csv benchmarks/pruned_recognition_reconstructed.csv
+    python benchmarks/pruned_recognition.py --network runs/occluded-distilled/seed-0/trained.keras --reconstruct
 
+The network is FaceNet, or paper 5's own, distilled (`tfface train occluded --variant distilled`).
 Channels go by their L1 norm, the same share of every layer, rounded to 8. Nothing is trained: the statistics of the
 batch norms are gathered anew on `--faces` faces (`tfface.pruning.recalibrate`), or the kernels that are left are fitted
 to the outputs of the whole network on them (`tfface.pruning.reconstruct`). Wall time is that of the network alone,
@@ -30,17 +32,19 @@ from tfface.data import pipeline
 from tfface.evaluation.embeddings import Embedder, embed_pairs
 from tfface.evaluation.verification import cosine_similarity, verify_folds
 from tfface.files import written_aside
-from tfface.models import inception_resnet_v1
+from tfface.models.recognition import load_backbone
+from tfface.models.saved import load_saved
 from tfface.recipes.occluded import RATIOS, TABLE2
 from tfface.training.features import bfloat16_convolutions
 
-SIZE = (160, 136)
-"""Of the crops: those of paper 5, 112x96, as high as FaceNet knows faces."""
+FACENET_SIZE = (160, 136)
+"""Of the crops: those of paper 5, 112x96, as high as FaceNet knows faces. Another network is given its own size."""
 BATCHES = (1, 32)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", default="facenet", help="facenet or a .keras file with an embedding")
     parser.add_argument("--ratio", type=float, nargs="+", default=RATIOS)
     parser.add_argument("--pairs", nargs="+", default=("lfw", "occ_lfw", "mask_lfw"))
     parser.add_argument("--faces", type=int, default=1024, help="to gather statistics on (default: 1024)")
@@ -51,10 +55,11 @@ def main():
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
 
-    base = inception_resnet_v1((*SIZE, 3), weights="facenet", normalize=True)
+    size = FACENET_SIZE if options.network == "facenet" else load_saved(options.network).input_shape[1:3]
+    base = load_backbone(options.network, (*size, 3))
     builder = pipeline.open_dataset("fairface/padding025-five-point", options.data_dir)
     rows = pipeline.examples(builder, "train").take(options.faces)
-    faces = rows.map(lambda row: pipeline.decode(row["image"], SIZE)).batch(64)
+    faces = rows.map(lambda row: pipeline.decode(row["image"], size)).batch(64)
     groups = pruning.channel_groups(base)
     importance = pruning.importance(base, groups)
     networks = {}
@@ -67,7 +72,7 @@ def main():
             networks[ratio] = pruning.cut(base, keep, groups)
             with bfloat16_convolutions(options.bfloat16):
                 pruning.recalibrate(networks[ratio], faces)
-    seconds = {size: pruning.latency(tuple(networks.values()), size, options.repeats) for size in BATCHES}
+    seconds = {batch: pruning.latency(tuple(networks.values()), batch, options.repeats) for batch in BATCHES}
 
     table = []
     for index, (ratio, network) in enumerate(networks.items()):
@@ -76,11 +81,11 @@ def main():
             "parameters": network.count_params(),
             "multiply-adds": pruning.multiply_adds(network),
         }
-        for size in BATCHES:
-            row[f"ms at {size}"] = round(1000 * seconds[size][index], 1)
-            row[f"speed-up at {size}"] = round(seconds[size][0] / seconds[size][index], 2)
+        for batch in BATCHES:
+            row[f"ms at {batch}"] = round(1000 * seconds[batch][index], 1)
+            row[f"speed-up at {batch}"] = round(seconds[batch][0] / seconds[batch][index], 2)
         for data in options.pairs:
-            embedder = Embedder(f"facenet, R = {ratio}", network, SIZE, "five-point")
+            embedder = Embedder(f"{options.network}, R = {ratio}", network, size, "five-point")
             pairs, first, second, _ = embed_pairs(embedder, data, options.data_dir, bfloat16=options.bfloat16)
             result = verify_folds(cosine_similarity(first, second), pairs["same"], pairs["fold"])
             row[data], row[f"{data} deviation"] = round(result["accuracy"], 4), round(result["deviation"], 4)

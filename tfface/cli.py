@@ -215,6 +215,8 @@ def _reproduce(options):
     )
     for kind, path in made.items():
         print(f"{kind}: {path}")
+    if "saved_model" not in made:
+        print("saved_model: written by TensorFlow alone; run `tfface export RUN` without KERAS_BACKEND")
 
 
 def _predict(options):

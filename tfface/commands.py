@@ -276,8 +276,11 @@ def reproduce(
     """Train, evaluate, report and export one recipe over several seeds; what is done already is not done again.
 
     Returns:
-        The report's files by kind, and the SavedModel under "saved_model".
+        The report's files by kind, and the SavedModel under "saved_model". That is left out where Keras' backend is
+        not TensorFlow, which alone writes it: `export` does later.
     """
+    import keras
+
     from tfface.training.fit import fit
 
     folder = Path(out) if out else run_folder(recipe, variant)
@@ -301,6 +304,8 @@ def reproduce(
     made = report(folder, data_dir, " ".join(["tfface", *sys.argv[1:]]))
     saved = folder / "saved_model"
     if not saved.exists():
+        if keras.backend.backend() != "tensorflow":
+            return made
         export(runs[0].folder, saved)
     return {**made, "saved_model": saved}
 

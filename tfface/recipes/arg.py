@@ -71,6 +71,15 @@ PUBLISHED_ON_FAIRFACE = (
 
 TAIL = {"train_from": "Mixed_7a", "backbone_factor": 0.1, "batch_size": 128, "schedule_scale": 0.04}
 
+FINETUNE = {
+    "train_from": "",
+    "views": tuple(View(zoom, mirror) for zoom in (1.0, 0.94, 0.88) for mirror in (False, True)),
+    "backbone_factor": 0.3,
+    "learning_rate": 1e-3,
+    "batch_size": 64,
+    "schedule_scale": 10 / 150,
+}
+
 FAIRFACE = {"data": "fairface/padding025", "races": labels.FAIRFACE_RACES, "age": "groups", "gender_weight": 1.0}
 
 
@@ -142,14 +151,8 @@ class ARG(Recipe):
         # --set initial=runs/arg-fairface-tail/seed-0
         "tail-after-fairface": {**YEARS, **TAIL, "schedule_scale": 4 / 150, "initial": "runs/arg-fairface-tail/seed-0"},
         # Everything learns, from pixels: for a GPU, or days on a CPU.
-        "finetune": {
-            **YEARS,
-            "train_from": "",
-            "views": tuple(View(zoom, mirror) for zoom in (1.0, 0.94, 0.88) for mirror in (False, True)),
-            "backbone_factor": 1.0,
-            "learning_rate": 3e-4,
-            "batch_size": 64,
-        },
+        "finetune": {**YEARS, **FINETUNE},
+        "fairface-finetune": {**YEARS, **FAIRFACE, **FINETUNE},
     }
 
     licences: ClassVar[Mapping[str, str]] = {

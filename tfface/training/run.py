@@ -14,7 +14,7 @@ import json
 import platform
 import zipfile
 from collections.abc import Sequence
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import keras
@@ -101,7 +101,7 @@ class Run:
             "machine": f"{platform.system()} {platform.machine()}",
             "backend": keras.backend.backend(),
             "device": device,
-            **{name: version(name) for name in PACKAGES},
+            **{name: _version(name) for name in PACKAGES},
         }
         files.write_json(self.config_file, {**wanted, "environment": environment})
 
@@ -163,6 +163,14 @@ class Run:
         model = recipe.model()
         read_trained(model, self.trained_file)
         return model
+
+
+def _version(package: str) -> str:
+    """Version of an installed package; "unknown" where it goes by another name, as tensorflow-cpu does."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "unknown"
 
 
 def read_trained(model: keras.Model, file: str | Path) -> None:
