@@ -59,13 +59,22 @@ def partly_labelled(builder, tasks: Sequence[Task]) -> bool:
     return isinstance(builder, pipeline.Joined) or any(task.label == "identity" for task in tasks)
 
 
-def _example(tasks: Sequence[Task], image, row, taught, partial: bool):
-    """What `fit` takes: image, targets and, where a label may be unknown, weights."""
-    targets = encode(tasks, row, taught)
-    if not partial and "share" not in row:
-        return image, targets
-    share = row.get("share", 1.0)
-    return image, targets, {name: weight * share for name, weight in weights(tasks, row).items()}
+def _labelled(tasks: Sequence[Task], row: dict) -> dict:
+    """What of a row `_examples` reads."""
+    wanted = {task.label for task in tasks} | {"share"}
+    return {name: value for name, value in row.items() if name in wanted}
+
+
+def _examples(tasks: Sequence[Task], images, rows, taught, partial: bool):
+    """What `fit` takes: images, targets and, where a label may be unknown, weights.
+
+    Of a whole batch: its labels are looked up at once, where one by one they cost a tenth of an image's decoding.
+    """
+    targets = encode(tasks, rows, taught)
+    if not partial and "share" not in rows:
+        return images, targets
+    share = rows.get("share", 1.0)
+    return images, targets, {name: weight * share for name, weight in weights(tasks, rows).items()}
 
 
 def steps_of(labels: dict[str, np.ndarray], recipe: Recipe) -> tuple[int, int]:
@@ -149,7 +158,7 @@ def image_batches(
     tasks = recipe.tasks()
     size, steps = steps_of(pipeline.label_arrays(builder, split), recipe)
     factors = {name: tf.constant(values, tf.int64) for name, values in recipe.oversample.items()}
-    rows = _numbered(builder, split)
+    rows = _numbered(builder, split, recipe)
     partial = partly_labelled(builder, tasks)
     epoch_size, part = steps * size, size // across.processes
     cover = covering(recipe, builder)
@@ -172,7 +181,7 @@ def image_batches(
             image, row["pattern"] = cover(image, row["key"], index // epoch_size)
         if recipe.noise:
             image = augment.add_noise(image, recipe.noise, seed + tf.constant([0, 1 << 32], tf.int64))
-        return _example(tasks, image, row, taught, partial)
+        return image, _labelled(tasks, row)
 
     if factors:
         rows = rows.map(repeated).unbatch()
@@ -183,7 +192,8 @@ def image_batches(
     if across.processes > 1:
         examples = examples.filter(lambda index, row: index % size // part == across.process)
     examples = examples.map(prepare, num_parallel_calls=pipeline.PARALLEL)
-    return examples.batch(part, drop_remainder=True, num_parallel_calls=2).prefetch(2)
+    together = examples.batch(part, drop_remainder=True, num_parallel_calls=2)
+    return together.map(lambda images, rows: _examples(tasks, images, rows, taught, partial)).prefetch(2)
 
 
 def _one_after_another(datasets: Sequence[tf.data.Dataset]) -> tf.data.Dataset:
@@ -225,16 +235,17 @@ def validation_images(
         image = pipeline.decode(row["image"], recipe.image_size, view.zoom)
         if recipe.occluded:
             image, row["pattern"] = cover(image, row["key"], 0)
-        return _example(tasks, image, row, taught, partial)
+        return image, _labelled(tasks, row)
 
-    rows = _numbered(builder, recipe.validation_split)
+    rows = _numbered(builder, recipe.validation_split, recipe)
     if across.count > 1:
         count = len(next(iter(pipeline.label_arrays(builder, recipe.validation_split).values())))
         _, shares, batch_size = _filled(count, batch_size, across)
         own = rows.repeat().shard(across.processes, across.process)
         shared = tf.data.Dataset.zip(own, tf.data.Dataset.from_tensor_slices(shares))
         rows = shared.map(lambda row, share: {**row, "share": share})
-    return _batched(rows.map(prepare, num_parallel_calls=pipeline.PARALLEL), batch_size)
+    together = rows.map(prepare, num_parallel_calls=pipeline.PARALLEL).batch(batch_size, num_parallel_calls=2)
+    return together.map(lambda images, rows: _examples(tasks, images, rows, taught, partial)).prefetch(2)
 
 
 def covering(recipe: Recipe, builder) -> Callable:
@@ -260,13 +271,16 @@ def covering(recipe: Recipe, builder) -> Callable:
     )
 
 
-def _batched(examples: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
-    return examples.batch(batch_size, num_parallel_calls=2).prefetch(2)
+def _numbered(builder, split: str, recipe: Recipe) -> tf.data.Dataset:
+    """What a recipe reads of the examples of a split, and their place in it as the label `example`, by which a
+    teacher's embeddings are found."""
+    wanted = {"image", "key", *recipe.oversample, *(task.label for task in recipe.tasks())}
 
+    def numbered(place, row):
+        # Every value is carried through the shuffling on its own.
+        return {name: value for name, value in {**row, "example": place}.items() if name in wanted}
 
-def _numbered(builder, split: str) -> tf.data.Dataset:
-    """Examples with their place in the split as a label, by which a teacher's embeddings are found."""
-    return pipeline.examples(builder, split).enumerate().map(lambda place, row: {**row, "example": place})
+    return pipeline.examples(builder, split).enumerate().map(numbered)
 
 
 def evaluation_images(
@@ -293,8 +307,8 @@ def evaluation_images(
             image = pipeline.resize(image, recipe.image_size, view.zoom)
         return tf.reverse(image, [1]) if view.mirror else image
 
-    rows = pipeline.examples(builder, split)
-    return _batched(rows.map(prepare, num_parallel_calls=pipeline.PARALLEL), batch_size)
+    images = pipeline.examples(builder, split).map(prepare, num_parallel_calls=pipeline.PARALLEL)
+    return images.batch(batch_size, num_parallel_calls=2).prefetch(2)
 
 
 def in_order(
