@@ -68,7 +68,7 @@ def _labelled(tasks: Sequence[Task], row: dict) -> dict:
 def _examples(tasks: Sequence[Task], images, rows, taught, partial: bool):
     """What `fit` takes: images, targets and, where a label may be unknown, weights.
 
-    Of a whole batch: its labels are looked up at once, where one by one they cost a tenth of an image's decoding.
+    Of a whole batch: its labels are looked up at once; one by one they cost a twentieth of decoding the images.
     """
     targets = encode(tasks, rows, taught)
     if not partial and "share" not in rows:
@@ -277,7 +277,7 @@ def _numbered(builder, split: str, recipe: Recipe) -> tf.data.Dataset:
     wanted = {"image", "key", *recipe.oversample, *(task.label for task in recipe.tasks())}
 
     def numbered(place, row):
-        # Every value is carried through the shuffling on its own.
+        # Each value is carried through the shuffle as a tensor of its own: no more than are read.
         return {name: value for name, value in {**row, "example": place}.items() if name in wanted}
 
     return pipeline.examples(builder, split).enumerate().map(numbered)
