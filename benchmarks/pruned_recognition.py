@@ -5,9 +5,9 @@
     tfface build fairface/padding025 --align five-point --manual-dir FOLDER  # for batch-norm statistics, without labels
     python benchmarks/pruned_recognition.py --csv benchmarks/pruned_recognition.csv
     python benchmarks/pruned_recognition.py --reconstruct --csv benchmarks/pruned_recognition_reconstructed.csv
-    python benchmarks/pruned_recognition.py --network runs/occluded-distilled/seed-0/trained.keras --reconstruct
+    python benchmarks/pruned_recognition.py --network runs/table1/seed-0/trained.keras --reconstruct
 
-The network is FaceNet, or paper 5's own, distilled (`tfface train occluded --variant distilled`).
+The network is FaceNet, or paper 5's own (`tfface train occluded --variant distilled --out runs/table1/seed-0`).
 Channels go by their L1 norm, the same share of every layer, rounded to 8. Nothing is trained: the statistics of the
 batch norms are gathered anew on `--faces` faces (`tfface.pruning.recalibrate`), or the kernels that are left are fitted
 to the outputs of the whole network on them (`tfface.pruning.reconstruct`). Wall time is that of the network alone,
