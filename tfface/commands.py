@@ -448,18 +448,16 @@ def doctor(data_dir: str | Path | None = None) -> int:
         Exit code: 0 everything that is needed works, 2 something is missing; each miss names its mend.
     """
     import platform
-    from importlib.metadata import PackageNotFoundError, version
 
     from tfface import weights
+    from tfface.packages import installed_version
 
     wrong = 0
     say(f"python {platform.python_version()}, {platform.platform()}")
     for package in ("tfface", "tensorflow", "keras", "tensorflow-model-optimization", "tensorflow-datasets", "jax"):
-        try:
-            say(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            wrong += 1
-            say(f"{package} is missing: pip install -r requirements.txt")
+        found = installed_version(package)
+        wrong += not found
+        say(f"{package} {found}" if found else f"{package} is missing: pip install -r requirements.txt")
     for module, mend in (
         ("cv2", "apt-get install libgl1 (opencv-python needs libGL.so.1), or keep only one wheel of cv2 installed"),
         ("dlib", "pip install dlib-bin"),

@@ -14,7 +14,6 @@ import json
 import platform
 import zipfile
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import keras
@@ -23,6 +22,7 @@ import numpy as np
 from tfface import files
 from tfface.errors import UserError
 from tfface.models.saved import load_saved
+from tfface.packages import installed_version
 from tfface.recipes import RECIPES, Recipe
 
 PACKAGES = ("tfface", "keras", "tensorflow", "tensorflow-datasets", "numpy")
@@ -101,7 +101,7 @@ class Run:
             "machine": f"{platform.system()} {platform.machine()}",
             "backend": keras.backend.backend(),
             "device": device,
-            **{name: _version(name) for name in PACKAGES},
+            **{name: installed_version(name) or "unknown" for name in PACKAGES},
         }
         files.write_json(self.config_file, {**wanted, "environment": environment})
 
@@ -163,14 +163,6 @@ class Run:
         model = recipe.model()
         read_trained(model, self.trained_file)
         return model
-
-
-def _version(package: str) -> str:
-    """Version of an installed package; "unknown" where it goes by another name, as tensorflow-cpu does."""
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def read_trained(model: keras.Model, file: str | Path) -> None:
