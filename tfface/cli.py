@@ -355,6 +355,7 @@ def _verify(options):
         options.mirror,
         options.bfloat16,
         options.threshold,
+        subtract_mean=options.subtract_mean,
     )
 
 
@@ -734,6 +735,11 @@ def _verify_options(parser):
     )
     parser.add_argument("--threshold", type=float, metavar="COSINE", help="give the accuracy at this threshold too")
     parser.add_argument("--mirror", action="store_true", help="add the embedding of the mirror image")
+    parser.add_argument(
+        "--subtract-mean",
+        action="store_true",
+        help="take the mean embedding of the nine other folds from all, as FaceNet's authors do",
+    )
     _data_options(parser)
     _compute_options(parser)
 

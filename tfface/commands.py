@@ -375,6 +375,7 @@ def verify(
     bfloat16: bool = False,
     threshold: float | None = None,
     out: str | Path | None = None,
+    subtract_mean: bool = False,
 ) -> dict:
     """Measure an embedding model on pairs of faces, by LFW's protocol; print and write the figures and the ROC curve.
 
@@ -388,6 +389,7 @@ def verify(
         bfloat16: compute the network in bfloat16.
         threshold: give the accuracy at this cosine too, such as that of another set.
         out: folder of verification.json and roc.png; runs/verify/MODEL-DATA-CROP if None.
+        subtract_mean: take the mean embedding of the other folds from all, see `centred_similarity`.
 
     Returns:
         What `verify_folds` gives, and what was measured.
@@ -396,7 +398,7 @@ def verify(
 
     from tfface.evaluation import plots
     from tfface.evaluation.embeddings import embed_pairs, load_embedder
-    from tfface.evaluation.verification import cosine_similarity, verify_folds
+    from tfface.evaluation.verification import centred_similarity, cosine_similarity, verify_folds
     from tfface.serving.predictor import SHIPPED, of_package
 
     embedder = load_embedder(
@@ -404,19 +406,23 @@ def verify(
     )
     pairs, first, second, notes = embed_pairs(embedder, data, data_dir, mirror, bfloat16)
     similarity, same = cosine_similarity(first, second), pairs["same"].astype(bool)
-    result = verify_folds(similarity, same, pairs["fold"])
-    result |= {"model": model, "data": data, "crop": embedder.crop, "mirror": mirror, "notes": notes}
+    judged = centred_similarity(first, second, pairs["fold"]) if subtract_mean else similarity
+    result = verify_folds(judged, same, pairs["fold"])
+    ways = {"mirror": mirror, "subtract_mean": subtract_mean}
+    result |= {"model": model, "data": data, "crop": embedder.crop, **ways, "notes": notes}
     result["threshold"] = float(np.mean([fold["threshold"] for fold in result["folds"]]))
     if threshold is not None:
         result["at_threshold"] = {"threshold": threshold, "accuracy": float(np.mean((similarity >= threshold) == same))}
-    name = "-".join([*Path(model).with_suffix("").parts, data.replace("/", "-"), embedder.crop, *["mirror"] * mirror])
+    further = [way.replace("_", "-") for way, taken in ways.items() if taken]
+    name = "-".join([*Path(model).with_suffix("").parts, data.replace("/", "-"), embedder.crop, *further])
     folder = Path(out) if out else Path("runs") / "verify" / name.strip("/").lstrip("-")
     files.write_json(folder / "verification.json", result)
     plots.save(plots.roc({f"{model}, {data}": result}), folder / "roc.png")
     for note in notes:
         say(note)
+    added = f"{', mirror added' if mirror else ''}{', mean subtracted' if subtract_mean else ''}"
     say(
-        f"{model} on {data}, {embedder.crop} crop{', mirror added' if mirror else ''}: accuracy "
+        f"{model} on {data}, {embedder.crop} crop{added}: accuracy "
         f"{result['accuracy']:.4f} ± {result['deviation']:.4f} over {len(result['folds'])} folds, {result['n']} pairs, "
         f"mean threshold {result['threshold']:.3f}, AUC {result['auc']:.4f}"
     )

@@ -77,6 +77,9 @@ def test_verify_by_the_command(people, network, tmp_path, monkeypatch, capsys):
     assert len(result["folds"]) == FOLDS
     assert result["accuracy"] > 0.9  # shots of one pattern are alike even to a network that has learnt nothing
     assert 0 <= result["at_threshold"]["accuracy"] <= 1
+    assert cli.main([*command[:-2], "--subtract-mean"]) == 0
+    (folder,) = (tmp_path / "runs" / "verify").glob("*-mirror-subtract-mean")
+    assert json.loads((folder / "verification.json").read_text())["subtract_mean"]
     assert "accuracy" in capsys.readouterr().out
 
 

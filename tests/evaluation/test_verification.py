@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tfface.evaluation.verification import best_threshold, cosine_similarity, verify_folds
+from tfface.evaluation.verification import best_threshold, centred_similarity, cosine_similarity, verify_folds
 from tfface.faces.crops import main_face
 from tfface.faces.detect import Faces
 
@@ -35,6 +35,27 @@ def test_folds_use_the_threshold_of_the_others():
     assert result["folds"][1]["accuracy"] == 0.5
     assert result["n"] == 6
     assert result["accuracy"] == pytest.approx(np.mean([fold["accuracy"] for fold in result["folds"]]))
+
+
+def test_the_mean_of_the_other_folds_is_subtracted():
+    first, second = np.array([[1.0, 0.0], [3.0, 4.0], [5.0, 2.0]]), np.array([[1.0, 2.0], [3.0, 0.0], [7.0, 6.0]])
+    similarity = centred_similarity(first, second, np.array([4, 4, 7]))
+    # Fold 4 is judged about the mean of fold 7, (6, 4): the third pair lies opposite each other there. Fold 7 about
+    # that of fold 4, (2, 1.5).
+    assert similarity.shape == (2, 3)
+    np.testing.assert_allclose(similarity[0, 2], -1.0)
+    one, other = np.array([3.0, 0.5]), np.array([5.0, 4.5])
+    np.testing.assert_allclose(similarity[1, 2], one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+
+
+def test_each_fold_may_be_judged_by_similarities_of_its_own():
+    same = np.array([0, 1, 0, 1])
+    rows = np.array([[0.9, 0.1, 0.2, 0.8], [0.3, 0.7, 0.4, 0.6]])
+    result = verify_folds(rows, same, np.array([0, 0, 1, 1]))
+    # The first row's own fold is the wrong way round at the threshold of its other half; the second row's is right.
+    assert [fold["accuracy"] for fold in result["folds"]] == [0.0, 1.0]
+    assert [fold["threshold"] for fold in result["folds"]] == pytest.approx([0.5, 0.5])
+    assert result["auc"] == 0.25  # 0.1 and 0.6 of the same against 0.9 and 0.4 of others: one of four is right
 
 
 def test_rates_are_given_only_where_negatives_allow_them():
