@@ -8,6 +8,7 @@ from tfface.losses import AngularMarginLoss
 from tfface.models import inception_resnet_v1, recognition_resnet
 from tfface.models.recognition import load_backbone, recognition, with_feature_mask
 from tfface.pruning import prune
+from tfface.training.fit import precision
 
 STAGES = ((1, 16), (1, 24), (1, 32), (1, 40))
 
@@ -66,6 +67,21 @@ def test_a_pruned_file_takes_a_mask_and_another_size(tmp_path):
     assert loaded.count_params() < 0.5 * small().count_params()
     wider = load_backbone(str(tmp_path / "pruned.keras"), (64, 48, 3))
     assert with_feature_mask(wider).get_layer("mask").output.shape[-1] == loaded.get_layer("stage4").output.shape[-1]
+
+
+def test_a_file_computes_in_the_policy_of_the_day(tmp_path):
+    small().save(tmp_path / "float32.keras")
+    file, images = str(tmp_path / "float32.keras"), faces()
+    exact = load_backbone(file, (48, 48, 3))
+    with precision("mixed_bfloat16"):
+        mixed = load_backbone(file, (48, 48, 3))
+    assert mixed.get_layer("stage1").compute_dtype == "bfloat16"
+    assert mixed.output.dtype == exact.output.dtype == "float32"
+    difference = np.abs(np.asarray(mixed(images)) - np.asarray(exact(images))).max()
+    assert 0 < difference < 0.05
+    mixed.save(tmp_path / "mixed.keras")
+    again = load_backbone(str(tmp_path / "mixed.keras"), (48, 48, 3))
+    np.testing.assert_allclose(again(images), exact(images), atol=1e-6)
 
 
 def test_training_outputs_stand_beside_the_embedding():

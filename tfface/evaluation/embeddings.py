@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -55,13 +56,14 @@ def load_embedder(model: str, crop: str = "") -> Embedder:
         crop: "detect" (MTCNN finds the face nearest to the centre, its box with FaceNet's margin of 32 is stretched to
             the size), "centre" (the middle 60 % of each side, 150 of LFW's 250 pixels), "margin" or "five-point" (the
             data set is prepared so: `tfface build NAME/images --align five-point --no-face centre`). By default what
-            the network was made for: "detect" for FaceNet, "five-point" for the others. "whole" takes the images of a
+            the network was made for: "detect" for FaceNet, the alignment of its data for a run, "five-point" for a
+            file. "whole" takes the images of a
             data set as they are.
 
     Raises:
         UserError: no such network, or one without an embedding; an unknown crop.
     """
-    crop = crop or ("detect" if model == "facenet" else "five-point")
+    crop = crop or ("detect" if model == "facenet" else _aligned(model))
     if crop not in CROPS:
         raise UserError(f"crop must be one of {', '.join(CROPS)}. Received: {crop}.")
     if model == "facenet":
@@ -79,6 +81,12 @@ def load_embedder(model: str, crop: str = "") -> Embedder:
         return Embedder(model, keras.Model(whole.input, whole.get_layer(EMBEDDING).output), size, crop)
     size = (112, 96) if crop == "five-point" else (160, 160)
     return Embedder(model, load_backbone(model, (*size, 3)), size, crop)
+
+
+def _aligned(model: str) -> str:
+    """The alignment of the faces that a run has learnt from."""
+    data = Run(model).config()["data"]["name"] if Path(model).is_dir() else ""
+    return "margin" if re.search(r"[/-]margin\b", data) else "five-point"
 
 
 def read_pairs(data: str, data_dir: str | Path | None, crop: str):

@@ -39,6 +39,7 @@ def load_backbone(
 
     Returns:
         A functional `keras.Model`, `(batch, height, width, 3)` RGB in [0, 255] -> `(batch, width)` float32 of length 1.
+        It computes in the current dtype policy of Keras, whichever the file was written in.
 
     Raises:
         UserError: no such network or file, or one that has no such input or output.
@@ -53,14 +54,25 @@ def load_backbone(
     model = load_saved(network)
     if EMBEDDING not in {layer.name for layer in model.layers}:
         raise UserError(f"{network} has no layer {EMBEDDING}: expected a network that tells faces apart.")
-    if model.input_shape[1:] != tuple(input_shape):
+    policy = keras.config.dtype_policy().name
+    policies = {layer.dtype_policy.name for layer in model.layers if layer.weights}
+    if model.input_shape[1:] != tuple(input_shape) or policies != {policy}:
         try:
-            rebuilt = keras.models.clone_model(model, input_tensors=keras.Input(input_shape, name="image"))
+            image = keras.Input(input_shape, name="image")
+            rebuilt = keras.models.clone_model(model, input_tensors=image, clone_function=_with_policy)
         except ValueError as error:
             raise UserError(f"{network} takes no input of {input_shape}: {str(error).splitlines()[0]}") from error
         rebuilt.set_weights(model.get_weights())
         model = rebuilt
     return keras.Model(model.input, model.get_layer(EMBEDDING).output, name=model.name)
+
+
+def _with_policy(layer: keras.Layer) -> keras.Layer:
+    """A fresh copy of a layer that computes as the current dtype policy says; a file keeps that of its training."""
+    config = layer.get_config()
+    if layer.name != EMBEDDING and not isinstance(layer, layers.InputLayer):
+        config["dtype"] = keras.config.dtype_policy().name
+    return type(layer).from_config(config)
 
 
 def with_feature_mask(backbone: keras.Model) -> keras.Model:
