@@ -237,6 +237,7 @@ def test_landmarks_of_a_crop_are_shares_of_it():
     np.testing.assert_allclose(wide * (96, 112) - 0.5, crops.align.FIVE_POINTS_112x96, atol=0.01)
     np.testing.assert_allclose(square * 112 - 0.5, np.add(crops.align.FIVE_POINTS_112x96, (8, 0)), atol=0.26)
     assert Alignment("eyes").landmarks[0] == [0.32, 0.38]
+    assert Alignment("margin").stretch > 1 == Alignment("five-point").stretch
 
 
 def test_the_face_that_a_photo_is_of_is_large_and_near_the_middle():

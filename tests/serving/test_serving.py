@@ -1,3 +1,4 @@
+import copy
 import csv
 import json
 import subprocess
@@ -11,6 +12,7 @@ from PIL import Image
 from tfface import cli, commands
 from tfface.errors import UserError
 from tfface.faces import synthesize
+from tfface.faces.crops import Alignment
 from tfface.serving.predictor import SHIPPED, Predictor, find_model
 
 SERVE = """
@@ -64,6 +66,22 @@ def test_saved_model_equals_the_keras_model_with_only_tensorflow(tiny_run, predi
             np.testing.assert_allclose(answer[f"{signature}/age"], years, atol=1e-3)
             np.testing.assert_allclose(answer[f"{signature}/age_bins_probabilities"].sum(1), 1, atol=1e-5)
             assert (answer[f"{signature}/age_spread"] > 0).all()
+
+
+def test_faces_are_stretched_as_the_data_set_shows_them(predictor):
+    """A photo whose colours are its coordinates: each landmark comes to its place in the stretched crop."""
+    wide = copy.copy(predictor)
+    margin = Alignment("margin")
+    wide.landmarks, wide.stretch = margin.landmarks, margin.stretch
+    height, width = wide.recipe.image_size
+    target = np.array(margin.landmarks) * (width, height)
+    landmarks = target / (margin.stretch, 1) * 1.1 + (30, 20) - 0.5  # a face as it is, larger and elsewhere
+    x, y = np.meshgrid(np.arange(250), np.arange(250))
+    crop = wide.align(np.dstack([x, y, y]).astype("uint8"), None, landmarks)
+    assert crop.shape == (height, width, 3)
+    for place, point in zip(target - 0.5, landmarks, strict=True):
+        column, row = np.rint(place).astype(int)
+        assert np.abs(crop[row, column, :2] - point).max() < 1.5
 
 
 def test_every_face_of_a_photo_is_found(predictor, group):

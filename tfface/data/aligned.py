@@ -145,7 +145,10 @@ class AlignableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
             return splits
         from tfface.data.alignment_pipeline import AlignedSplit  # Beam takes seconds to import
 
-        self.info.metadata["landmarks"] = Alignment(config.align, config.size).landmarks
+        alignment = Alignment(config.align, config.size)
+        self.info.metadata["landmarks"] = alignment.landmarks
+        if alignment.stretch != 1:
+            self.info.metadata["stretch"] = alignment.stretch
         # Beside the folder that is being built: it outlives a build that is killed, and on a cluster every worker
         # reaches it, as it writes its records there.
         self._found = epath.Path(self.data_dir).parent / "found"

@@ -37,7 +37,7 @@ class JoinedInfo(NamedTuple):
     Attributes:
         full_name: their full names, joined by "+".
         splits: those that all of them have; each with `num_examples`.
-        metadata: where their landmarks lie, if all agree; the rest each data set keeps for itself.
+        metadata: where their landmarks lie and how wide faces are, if all agree; the rest each keeps for itself.
     """
 
     full_name: str
@@ -66,8 +66,11 @@ class Joined:
         shared = [name for name in parts[0].info.splits if all(name in part.info.splits for part in parts)]
         sizes = {name: sum(part.info.splits[name].num_examples for part in parts) for name in shared}
         splits = {name: JoinedSplit(size) for name, size in sizes.items()}
-        landmarks = [(part.info.metadata or {}).get("landmarks") for part in parts]
-        metadata = {"landmarks": landmarks[0]} if landmarks[0] and landmarks.count(landmarks[0]) == len(parts) else {}
+        shapes = [
+            {name: value for name, value in (part.info.metadata or {}).items() if name in ("landmarks", "stretch")}
+            for part in parts
+        ]
+        metadata = shapes[0] if shapes.count(shapes[0]) == len(parts) else {}
         self.info = JoinedInfo("+".join(part.info.full_name for part in parts), splits, metadata)
         self.classes: dict[str, tuple[str, ...]] = {}
         self.renamed: list[dict[str, str]] = []

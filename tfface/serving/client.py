@@ -255,7 +255,8 @@ class RemotePredictor(Predictor):
 
     def __init__(self, server: Server, detector: str | Detector = "mtcnn", embeddings: bool = False):
         card = server.card()
-        self.server, self.embeddings, self.landmarks = server, embeddings, card["landmarks"]
+        self.server, self.embeddings = server, embeddings
+        self.landmarks, self.stretch = card["landmarks"], card.get("stretch", 1.0)
         if not self.landmarks:
             raise UserError(
                 f"The {server.wanted()} at {server.address} does not say where its crops have eyes, nose and mouth: "

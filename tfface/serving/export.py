@@ -125,6 +125,7 @@ def network_and_card(run: Run) -> tuple[keras.Model, dict]:
         "recipe": recipe.to_json(),
         "outputs": [task.describe() for task in recipe.tasks() if task.is_attribute],
         "landmarks": run.config()["data"].get("landmarks"),
+        "stretch": run.config()["data"].get("stretch", 1.0),
         "embedding": embedding,
     }
 

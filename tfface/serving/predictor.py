@@ -126,6 +126,7 @@ class Predictor:
         run = find_model(model)
         self.recipe = run.recipe()
         self.landmarks = run.config()["data"].get("landmarks")
+        self.stretch = run.config()["data"].get("stretch", 1.0)
         if not self.landmarks:
             raise UserError(
                 f"{run.folder} was trained on {run.config()['data']['name']}, which does not say where its crops have "
@@ -168,11 +169,11 @@ class Predictor:
         height, width = self.recipe.image_size
         points = align_box_points(box) if landmarks is None else landmarks
         known = np.isfinite(points).all(axis=1)  # dlib's five points know no mouth
-        matrix = align.similarity(points[known], self._target_points(width, height)[known])
+        # Faces that the data set shows wider than they are, are brought to a narrower crop and then stretched.
+        target = np.asarray(self.landmarks, "float64") * (width / self.stretch, height) - 0.5
+        matrix = align.similarity(points[known], target[known])
+        matrix[0] = matrix[0] * self.stretch + [0, 0, (self.stretch - 1) / 2]
         return align.warp(photo, matrix, (height, width))
-
-    def _target_points(self, width, height):
-        return np.asarray(self.landmarks, "float64") * (width, height) - 0.5
 
     def predict_crops(self, crops: np.ndarray) -> dict[str, np.ndarray]:
         """Outputs of the model for aligned crops, averaged over the recipe's test views.

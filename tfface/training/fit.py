@@ -278,7 +278,10 @@ def fit(
         batches.covering(adapted, builder)
         fingerprints = {split: pipeline.fingerprint(builder, split) for split in builder.info.splits}
         data = {"name": builder.info.full_name, "fingerprints": fingerprints}
-        data["landmarks"] = (builder.info.metadata or {}).get("landmarks")
+        metadata = builder.info.metadata or {}
+        data["landmarks"] = metadata.get("landmarks")
+        if "stretch" in metadata:
+            data["stretch"] = metadata["stretch"]
         if about is not None:
             data["model"] = dict(about)
         if across.first:
