@@ -62,16 +62,18 @@ ABOUT = {
   Others is seldom recognised (see the tables), and crops that are not aligned as above are judged worse than measured
   here.""",
     "compact": """\
-- **Input:** a face aligned by five landmarks to paper 5's crop, 112x96 RGB (`tfface predict` does it).
+- **Input:** a face with FaceNet's margin, as `tfface align --align margin` cuts it, 112x112 RGB (`tfface predict` does
+  it).
 - **Output:** probabilities of gender (2), race (the 7 of FairFace and, by another head, the 5 of UTKFace), a
   distribution over ages 0 to 116 with its mean and spread (and FairFace's nine groups as sums), an embedding of 128
   numbers of length 1.
-- **Licence:** for research use: UTKFace is for non-commercial research, the teacher's weights come from a research set.
-- **Limits:** trained for seven epochs, an hour and a half of one CPU core, on crops that end below the mouth and beside
-  the cheeks. The gender of children is often wrong, about half of Latino_Hispanic and Middle Eastern faces are
-  recognised (see the tables); the embedding is a student's, weaker than FaceNet's own: for choosing and grouping,
-  not for identifying anybody.
-- **In bad pictures:** blur costs most, a mask a fifth of the races: the curves are in the repository's
+- **Also learnt from,** without labels or identities, for the embedding alone: 5,619 photos of CelebA.
+- **Licence:** for research use: UTKFace and CelebA are for non-commercial research, the teacher's weights come from a
+  research set.
+- **Limits:** trained for eleven epochs, a hundred minutes of two CPU cores. The gender of children is often wrong,
+  about half of Latino_Hispanic and Middle Eastern faces are recognised (see the tables); the embedding is a student's,
+  weaker than FaceNet's own: for choosing and grouping, not for identifying anybody.
+- **In bad pictures:** blur costs most, a mask up to a tenth of the races: the curves are in the repository's
   docs/robustness.md.""",
 }
 

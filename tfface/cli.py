@@ -784,7 +784,7 @@ VERBS = {
         "how a model's accuracy falls with blur, JPEG, darkness and covers",
         _robustness,
         _robustness_options,
-        "tfface robustness compact --data utkface/five-point --split test[:1000]",
+        "tfface robustness compact --data utkface/margin --split test[:1000]",
     ),
     "reproduce": (
         "train, evaluate, report and export a recipe",

@@ -1,12 +1,13 @@
 """The network that comes with tfface: age, gender, race and an embedding in one pass, small and fast.
 
-    tfface build fairface/padding025 --manual-dir FOLDER --align five-point     # and utkface, celeba_identities
-    tfface prune facenet --ratio 0.6 --reconstruct fairface/padding025-five-point --input-shape 112x96x3 --out runs/60
+    tfface build fairface/padding025 --manual-dir FOLDER --align margin     # and utkface; celeba_identities/images
+    tfface prune facenet --ratio 0.6 --reconstruct fairface/padding025-margin --input-shape 112x112x3 --out runs/60
     tfface reproduce compact --set network=runs/60/pruned.keras --seeds 0
     tfface reproduce compact --variant heads --set network=runs/compact/seed-0/trained.keras --out runs/compact-heads
 
 FaceNet, pruned and fitted anew, learns the embeddings of the whole FaceNet on FairFace and UTKFace together with the
-labels that each of them has; part of the faces are covered. Then its heads are learnt anew, on clean faces.
+labels that each of them has; part of the faces are covered. Then its heads are learnt anew, on clean faces. Its crops
+are FaceNet's own, with a margin that shows the hair, at 112 pixels.
 """
 
 from __future__ import annotations
@@ -59,8 +60,8 @@ class Compact(Recipe):
     name: ClassVar[str] = "compact"
     title: ClassVar[str] = "The compact network: age, gender, race and an embedding in one pass"
 
-    data: str = "fairface/padding025-five-point+utkface/five-point"
-    image_size: tuple[int, int] = (112, 96)
+    data: str = "fairface/padding025-margin+utkface/margin"
+    image_size: tuple[int, int] = (112, 112)
     views: tuple[View, ...] = tuple(View(zoom, mirror) for zoom in (1.0, 0.94) for mirror in (False, True))
     occluded: float = 0.3
     teacher: str = "facenet"
@@ -85,7 +86,7 @@ class Compact(Recipe):
     variants: ClassVar[Mapping[str, Mapping]] = {
         # FairFace alone, CC BY 4.0, without a teacher: fresh weights, no embedding worth comparing.
         "fairface": {
-            "data": "fairface/padding025-five-point",
+            "data": "fairface/padding025-margin",
             "network": "table1",
             "depths": ("stage3", "stage4"),
             "teacher": "",
@@ -109,6 +110,7 @@ class Compact(Recipe):
     licences: ClassVar[Mapping[str, str]] = {
         "FairFace": "CC BY 4.0",
         "UTKFace": "non-commercial research only; the copyright of the photos stays with their owners",
+        "CelebA": "non-commercial research only",
         "FaceNet weights": "MIT (code and conversion); trained on MS-Celeb-1M by all signs: for research use",
         "synthetic_faces": "made by tfface from statistics of FairFace (CC BY 4.0); no real person",
     }
