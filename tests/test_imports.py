@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parent.parent / "tfface"
 
 LAYERS = (
-    {"errors", "labels", "files", "weights", "losses", "metrics", "optimizers", "layers", "tasks"},
+    {"errors", "labels", "files", "packages", "weights", "losses", "metrics", "optimizers", "layers", "tasks"},
     {"faces", "data", "models"},
     {"recipes"},
     {"training", "evaluation", "pruning"},
