@@ -387,7 +387,8 @@ def verify(
         crop: how the network gets its crop, see `load_embedder`; its own way if empty.
         mirror: add the embedding of the mirror image.
         bfloat16: compute the network in bfloat16.
-        threshold: give the accuracy at this cosine too, such as that of another set.
+        threshold: give the accuracy at this cosine too, such as that of another set; of the embeddings as they are,
+            also with `subtract_mean`.
         out: folder of verification.json and roc.png; runs/verify/MODEL-DATA-CROP if None.
         subtract_mean: take the mean embedding of the other folds from all, see `centred_similarity`.
 

@@ -57,8 +57,7 @@ def load_embedder(model: str, crop: str = "") -> Embedder:
             the size), "centre" (the middle 60 % of each side, 150 of LFW's 250 pixels), "margin" or "five-point" (the
             data set is prepared so: `tfface build NAME/images --align five-point --no-face centre`). By default what
             the network was made for: "detect" for FaceNet, the alignment of its data for a run, "five-point" for a
-            file. "whole" takes the images of a
-            data set as they are.
+            file. "whole" takes the images of a data set as they are.
 
     Raises:
         UserError: no such network, or one without an embedding; an unknown crop.
