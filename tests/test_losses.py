@@ -2,11 +2,29 @@ import keras
 import numpy as np
 import pytest
 
-from tfface.losses import AgeDistributionLoss, AngularMarginLoss, FocalLoss
+from tfface.losses import AgeDistributionLoss, AngularMarginLoss, CrossentropyLoss, FocalLoss
 from tfface.metrics import MeanAgeError
 
 TRUTH = np.array([[0.0, 1.0, 0.0]], "float32")
 SAID = np.array([[0.2, 0.5, 0.3]], "float32")
+
+
+def test_crossentropy_by_hand():
+    # -log 0.5 = 0.693147; smoothed by 0.3: targets 0.1, 0.8, 0.1: 0.1 * 1.609438 + 0.8 * 0.693147 + 0.1 * 1.203973
+    assert float(CrossentropyLoss()(TRUTH, SAID)) == pytest.approx(0.693147, abs=1e-5)
+    assert float(CrossentropyLoss(0.3)(TRUTH, SAID)) == pytest.approx(0.835859, abs=1e-5)
+    theirs = keras.losses.CategoricalCrossentropy(label_smoothing=0.3)(TRUTH, SAID)
+    assert float(CrossentropyLoss(0.3)(TRUTH, SAID)) == pytest.approx(float(theirs), abs=1e-6)
+
+
+def test_crossentropy_teaches_what_is_sure_and_wrong():
+    import tensorflow as tf
+
+    logits = tf.Variable([[60.0, 0.0, 0.0]])  # a probability of exp(-60), far below the 1e-7 at which Keras cuts off
+    with tf.GradientTape() as tape:
+        loss = CrossentropyLoss()(TRUTH, tf.nn.softmax(logits))
+    np.testing.assert_allclose(tape.gradient(loss, logits), [[1.0, -1.0, 0.0]], atol=1e-5)
+    assert np.isfinite(float(CrossentropyLoss()(TRUTH, np.array([[1.0, 0.0, 0.0]], "float32"))))
 
 
 def test_age_distribution_loss_by_hand():
@@ -40,7 +58,9 @@ def test_focal_loss_survives_certainty():
         assert np.isfinite(float(FocalLoss()(TRUTH, np.array([said], "float32"))))
 
 
-@pytest.mark.parametrize("loss", [AgeDistributionLoss([10, 20, 30], expectation_weight=0.1), FocalLoss()])
+@pytest.mark.parametrize(
+    "loss", [AgeDistributionLoss([10, 20, 30], expectation_weight=0.1), FocalLoss(), CrossentropyLoss(0.1)]
+)
 def test_gradient_by_finite_differences(loss):
     import tensorflow as tf
 

@@ -26,3 +26,35 @@ def test_a_random_crop_keeps_its_share_at_any_place():
 def test_a_crop_of_everything_changes_nothing():
     image = tf.random.stateless_uniform((8, 9, 3), (0, 0))
     np.testing.assert_array_equal(augment.crop_at_random(image, 1.0, tf.constant([0, 0])), image)
+
+
+def test_mixup_blends_images_and_targets_by_the_same_share():
+    images = tf.reshape(tf.range(5, dtype=tf.float32), (5, 1, 1, 1)) * tf.ones((5, 2, 3, 3)) * 10
+    targets = {"gender": tf.one_hot([0, 1, 0, 1, 1], 2), "age": tf.one_hot(range(5), 5)}
+    mixed, blended = augment.mixup(images, targets, 0.4, tf.constant([3, 1]))
+    age = blended["age"].numpy()
+    np.testing.assert_allclose(age.sum(axis=1), 1, atol=1e-6)
+    shares = age[np.arange(5), np.arange(5)]
+    assert len(set(shares[[0, 1, 3, 4]].tolist())) == 4  # one for each image
+    assert shares[2] == 1  # the middle one stands opposite itself
+    for place, share in enumerate(shares):
+        other = 4 - place
+        np.testing.assert_allclose(
+            mixed[place], np.full((2, 3, 3), 10 * (share * place + (1 - share) * other)), rtol=1e-5
+        )
+        expected = share * targets["gender"][place] + (1 - share) * targets["gender"][other]
+        np.testing.assert_allclose(blended["gender"][place], expected, atol=1e-6)
+    again, _ = augment.mixup(images, targets, 0.4, tf.constant([3, 1]))
+    np.testing.assert_array_equal(mixed, again)
+    other, _ = augment.mixup(images, targets, 0.4, tf.constant([4, 1]))
+    assert not np.array_equal(mixed, other)
+
+
+def test_mixup_draws_its_shares_from_beta():
+    count, alpha = 20_001, 0.3
+    _, blended = augment.mixup(
+        tf.zeros((count, 1, 1, 1)), {"which": tf.one_hot([0] * 10_000 + [1] * 10_001, 2)}, alpha, [5, 6]
+    )
+    shares = blended["which"][:10_000, 1].numpy()
+    assert abs(shares.mean() - 0.5) < 0.02
+    assert abs(shares.var() - 1 / (4 * (2 * alpha + 1))) < 0.005  # variance of Beta(alpha, alpha)

@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 
 from tfface import recipes, tasks
 from tfface.data import pipeline
+from tfface.errors import UserError
 from tfface.training import batches
 from tfface.training.features import cached_features
 
@@ -136,3 +137,9 @@ def test_batches_of_features_weigh_what_is_known(joined, features):
     assert seen == 12
     *_, weights = next(iter(batches.in_order(np.asarray(features[0]), labels, recipe, partial=True)))
     np.testing.assert_array_equal(weights["race"], labels["race"] >= 0)
+
+
+def test_mixup_wants_every_label(joined):
+    recipe = recipes.RECIPES["compact"]().tiny().changed(known="all", mixup=0.2)
+    with pytest.raises(UserError, match="mixup blends labels"):
+        batches.image_batches(joined, "train", recipe, 0)

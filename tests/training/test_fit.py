@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from tfface import recipes
+from tfface.data import pipeline
 from tfface.data.pipeline import epoch_order, repeats
 from tfface.errors import UserError
+from tfface.training import batches
 from tfface.training.callbacks import Recorder
 from tfface.training.fit import device_name, fit
 from tfface.training.run import Run, carry_weights, split_at
@@ -121,6 +123,19 @@ def test_oversampling_counts_and_order():
     assert np.bincount(order).tolist() == [1, 4, 8]
     assert order.tolist() == epoch_order(counts, seed=3, epoch=5).tolist()
     assert order.tolist() != epoch_order(counts, seed=3, epoch=6).tolist()
+
+
+def test_blended_batches_go_on_as_they_would_have(data_dir):
+    builder = pipeline.open_dataset("synthetic_faces/small", data_dir)
+    recipe = recipes.RECIPES["multitask"]().tiny().changed(mixup=0.4, epochs=3, batch_size=100)
+    steps = batches.steps_of(pipeline.label_arrays(builder, "train"), recipe)[1]
+    whole = list(batches.image_batches(builder, "train", recipe, 0).as_numpy_iterator())
+    rest = list(batches.image_batches(builder, "train", recipe, 1).as_numpy_iterator())
+    assert (len(whole), len(rest)) == (3 * steps, 2 * steps)
+    for (images, targets), (same_images, same_targets) in zip(whole[steps:], rest, strict=True):
+        np.testing.assert_array_equal(images, same_images)
+        np.testing.assert_array_equal(targets["gender"], same_targets["gender"])
+    assert ((whole[0][1]["gender"] > 0.01) & (whole[0][1]["gender"] < 0.99)).any()
 
 
 def test_a_run_may_start_from_another(tiny_run, tiny_recipe, data_dir, tmp_path):

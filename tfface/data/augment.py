@@ -93,3 +93,28 @@ def add_noise(image, deviation: float, seed):
     """
     noise = tf.random.stateless_normal(tf.shape(image), seed, stddev=deviation)
     return tf.clip_by_value(image + noise, 0.0, 255.0)
+
+
+def mixup(images, targets, alpha: float, seed):
+    """Blend each image of a batch, and its targets, with the one that stands opposite it in the batch turned round.
+
+    Reference: Zhang et al., mixup: Beyond Empirical Risk Minimization (ICLR 2018), equation 1.
+
+    Args:
+        images: `(batch, height, width, 3)` float32.
+        targets: name -> `(batch, width)` float32.
+        alpha: shares are drawn from Beta(alpha, alpha), one for each image; above 0.
+        seed: integer tensor `(2,)`.
+
+    Returns:
+        `(images, targets)`, of the same shapes.
+    """
+    draws = tf.random.stateless_gamma((2, tf.shape(images)[0]), seed, tf.constant(alpha))
+    # Of very small alphas both draws may round to 0: then the image stays what it is.
+    shares = tf.math.divide_no_nan(draws[1], draws[0] + draws[1])
+
+    def blend(values):
+        share = tf.reshape(shares, tf.concat([tf.shape(shares), tf.ones(tf.rank(values) - 1, tf.int32)], 0))
+        return values + share * (tf.reverse(values, [0]) - values)
+
+    return blend(images), {name: blend(values) for name, values in targets.items()}

@@ -21,7 +21,7 @@ from tfface import labels, tasks
 from tfface.data.pipeline import View
 from tfface.errors import UserError
 from tfface.models.arg import FEATURES, arg
-from tfface.optimizers import DiscriminativeAdam
+from tfface.optimizers import DiscriminativeAdam, warm_cosine
 from tfface.recipes.recipe import Recipe
 
 AGE_TASKS = {
@@ -73,11 +73,16 @@ TAIL = {"train_from": "Mixed_7a", "backbone_factor": 0.1, "batch_size": 128, "sc
 
 FINETUNE = {
     "train_from": "",
-    "views": tuple(View(zoom, mirror) for zoom in (1.0, 0.94, 0.88) for mirror in (False, True)),
-    "backbone_factor": 0.3,
+    "image_size": (192, 192),  # at which FairFace's and UTKFace's faces are as large as those that FaceNet learnt from
+    "views": (View(), View(mirror=True)),
+    "random_crop": 0.8,
+    "mixup": 0.2,
+    "label_smoothing": 0.1,
+    "backbone_factor": 0.2,
     "learning_rate": 1e-3,
-    "batch_size": 64,
-    "schedule_scale": 10 / 150,
+    "batch_size": 128,
+    "schedule": "warm-cosine",
+    "schedule_scale": 16 / 150,
 }
 
 FAIRFACE = {"data": "fairface/padding025", "races": labels.FAIRFACE_RACES, "age": "groups", "gender_weight": 1.0}
@@ -96,7 +101,8 @@ class ARG(Recipe):
         depths: layers of the backbone whose pooled outputs are the features; see `tfface.models.arg.arg`.
         bottleneck_width: units of the fresh bottleneck.
         dropout_rate: dropout around the bottleneck.
-        schedule: how the learning rate falls: "staircase" (the paper) or "cosine" (to zero at the end).
+        schedule: how the learning rate falls: "staircase" (the paper), "cosine" (to zero at the end) or "warm-cosine"
+            (a short warm-up first).
         backbone_factor: factor on the backbone's learning rate when it is trained; 0 freezes it.
     """
 
@@ -198,11 +204,13 @@ class ARG(Recipe):
         """
         if self.schedule == "cosine":
             rate = keras.optimizers.schedules.CosineDecay(self.learning_rate, steps)
+        elif self.schedule == "warm-cosine":
+            rate = warm_cosine(self.learning_rate, steps)
         elif self.schedule == "staircase":
             drop_every = max(1, round(4000 * self.schedule_scale))
             rate = keras.optimizers.schedules.ExponentialDecay(self.learning_rate, drop_every, 0.9, staircase=True)
         else:
-            raise UserError(f"schedule must be staircase or cosine. Received: {self.schedule}.")
+            raise UserError(f"schedule must be staircase, cosine or warm-cosine. Received: {self.schedule}.")
         names = [layer.name for layer in model.layers if layer.weights]
         backbone = names[: names.index("features_norm")]
         return DiscriminativeAdam(rate, factors=dict.fromkeys(backbone, self.backbone_factor))

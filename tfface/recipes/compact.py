@@ -53,7 +53,7 @@ class Compact(Recipe):
         bottleneck_width: units of the layer that the heads share.
         dropout_rate: dropout around it.
         embedding_weight, gender_weight, race_weight, age_weight: weights of the losses; those of the five races and of
-            the age groups are as that of race and of age.
+            the age groups are as that of race and of age. An embedding of the weight 0 is no output of the network.
         known: which labels are there: "all" (FairFace and UTKFace joined), "fairface", "utkface"; found from the data.
     """
 
@@ -84,14 +84,21 @@ class Compact(Recipe):
     known: str = "all"
 
     variants: ClassVar[Mapping[str, Mapping]] = {
-        # FairFace alone, CC BY 4.0, without a teacher: fresh weights, no embedding worth comparing.
+        # FairFace alone, CC BY 4.0, without a teacher: fresh weights, no embedding. What a network would learn by heart
+        # that has no teacher's 128 numbers a face to learn, random crops and mixup withhold.
         "fairface": {
-            "data": "fairface/padding025-margin",
+            "data": "fairface/padding025",
             "network": "table1",
             "depths": ("stage3", "stage4"),
             "teacher": "",
+            "embedding_weight": 0.0,
             "pairs": (),
             "known": "fairface",
+            "views": (View(), View(mirror=True)),
+            "random_crop": 0.8,
+            "occluded": 0.0,
+            "mixup": 0.2,
+            "label_smoothing": 0.1,
         },
         # Heads alone, fresh, on the features of a trained compact network: minutes. Name it:
         # --set network=runs/compact/seed-0/trained.keras
@@ -156,7 +163,15 @@ class Compact(Recipe):
                 for name, (source, groups) in REGROUPED.items()
                 if name not in HEADS[self.known] and source in HEADS[self.known]
             }
-            return compact(backbone, heads, self.depths, regrouped, self.bottleneck_width, self.dropout_rate)
+            return compact(
+                backbone,
+                heads,
+                self.depths,
+                regrouped,
+                self.bottleneck_width,
+                self.dropout_rate,
+                self.embedding_weight > 0,
+            )
         except ValueError as error:
             raise UserError(str(error)) from error
 

@@ -45,6 +45,10 @@ class Recipe:
         teacher: pretrained network whose embeddings are learnt by an output `embedding`: "facenet", or empty for none.
         teacher_data: prepared data set with the same photos, cut as the teacher knows faces; `data` if empty.
         noise: standard deviation of the noise added to pixels, in grey levels of 0 to 255 (training from pixels only).
+        mixup: alpha of mixup (Zhang et al., ICLR 2018): two images of a batch and their targets are blended, with a
+            share drawn from Beta(alpha, alpha); 0 for none (training from pixels only, where every label is known).
+        label_smoothing: share of each target that is spread evenly over all classes, of what is learnt by
+            cross-entropy, in [0, 1) (Szegedy et al., CVPR 2016, section 7).
         epochs: passes over the (oversampled) training split in the paper.
         schedule_scale: share of the paper's schedule that is run: epochs, and steps of the learning rate's schedule,
             shrink alike.
@@ -80,6 +84,8 @@ class Recipe:
     teacher: str = ""
     teacher_data: str = ""
     noise: float = 0.0
+    mixup: float = 0.0
+    label_smoothing: float = 0.0
     epochs: int = 1
     schedule_scale: float = 1.0
     patience: int = 0

@@ -153,13 +153,20 @@ def image_batches(
 
     Returns:
         Batches `(images float32 in [0, 255], targets)`, with weights as a third where labels may be unknown; of each
-        the part that belongs to this process, which decodes no others.
+        the part that belongs to this process, which decodes no others (and, with mixup, blends within it).
+
+    Raises:
+        UserError: mixup where labels may be unknown.
     """
     tasks = recipe.tasks()
     size, steps = steps_of(pipeline.label_arrays(builder, split), recipe)
     factors = {name: tf.constant(values, tf.int64) for name, values in recipe.oversample.items()}
     rows = _numbered(builder, split, recipe)
     partial = partly_labelled(builder, tasks)
+    if recipe.mixup and partial:
+        raise UserError(
+            "mixup blends labels, and here not every label is known: set mixup=0.0, or train on one data set."
+        )
     epoch_size, part = steps * size, size // across.processes
     cover = covering(recipe, builder)
 
@@ -193,7 +200,15 @@ def image_batches(
         examples = examples.filter(lambda index, row: index % size // part == across.process)
     examples = examples.map(prepare, num_parallel_calls=pipeline.PARALLEL)
     together = examples.batch(part, drop_remainder=True, num_parallel_calls=2)
-    return together.map(lambda images, rows: _examples(tasks, images, rows, taught, partial)).prefetch(2)
+    together = together.map(lambda images, rows: _examples(tasks, images, rows, taught, partial))
+    if recipe.mixup:
+
+        def blended(step, batch):
+            seed = tf.stack([step, tf.constant(recipe.seed + (1 << 34), tf.int64)])
+            return augment.mixup(*batch, recipe.mixup, seed)
+
+        together = together.enumerate(first_epoch * steps).map(blended, num_parallel_calls=2)
+    return together.prefetch(2)
 
 
 def _one_after_another(datasets: Sequence[tf.data.Dataset]) -> tf.data.Dataset:

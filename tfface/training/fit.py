@@ -16,7 +16,7 @@ import tensorflow as tf
 from tfface import files
 from tfface.data import pipeline
 from tfface.errors import UserError
-from tfface.losses import AgeDistributionLoss
+from tfface.losses import AgeDistributionLoss, CrossentropyLoss
 from tfface.metrics import MeanAgeError
 from tfface.optimizers import OneCycle
 from tfface.recipes.recipe import Recipe
@@ -32,17 +32,15 @@ from tfface.training.teacher import teacher_embeddings
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
-def loss_of(task: Task) -> keras.losses.Loss:
-    """The Keras loss that a task names."""
+def loss_of(task: Task, label_smoothing: float = 0.0) -> keras.losses.Loss:
+    """The Keras loss that a task names; `label_smoothing` is that of classes."""
     if isinstance(task.loss, keras.losses.Loss):
         return task.loss
     if task.loss == "age_distribution":
         return AgeDistributionLoss(task.years)
-    return {
-        "crossentropy": keras.losses.CategoricalCrossentropy,
-        "absolute": keras.losses.MeanAbsoluteError,
-        "cosine": keras.losses.CosineSimilarity,
-    }[task.loss]()
+    if task.loss == "crossentropy":
+        return CrossentropyLoss(label_smoothing)
+    return {"absolute": keras.losses.MeanAbsoluteError, "cosine": keras.losses.CosineSimilarity}[task.loss]()
 
 
 def metrics_of(task: Task) -> list[keras.metrics.Metric]:
@@ -86,7 +84,7 @@ def compile_for(model: keras.Model, recipe: Recipe, steps: int) -> None:
     tasks = recipe.tasks()
     model.compile(
         optimizer=recipe.optimizer(model, steps),
-        loss={task.name: loss_of(task) for task in tasks},
+        loss={task.name: loss_of(task, recipe.label_smoothing) for task in tasks},
         loss_weights={task.name: task.weight for task in tasks},
         # "Weighted", for joined data sets: a label that is not known has the weight 0. Without weights it is the same.
         weighted_metrics={task.name: metrics_of(task) for task in tasks},
