@@ -1,6 +1,7 @@
 """tfface beside what users run for the same: attributes, embeddings, a training step; one table, one run, one machine.
 
-    python3 -m venv peers && peers/bin/pip install facenet-pytorch
+    python3 -m venv peers && peers/bin/pip install torch torchvision requests pillow tqdm
+    peers/bin/pip install --no-deps facenet-pytorch  # it names an older PyTorch than it needs
     python benchmarks/attributes.py --peers peers/bin/python --csv benchmarks/attributes.csv
 
 - age, gender and race of aligned face crops: tfface's exported SavedModels of the two shipped models, ARG (uint8 crops
