@@ -146,3 +146,11 @@ def test_unknown_choices_of_paper_1_are_named(setting):
     recipe = recipes.load("race", "rnet", [setting])
     with pytest.raises(UserError, match="Received"):
         recipe.optimizer(recipe.model(), 10)
+
+
+def test_the_compact_network_from_fairface_alone_has_no_embedding():
+    small = {"image_size": (48, 48), "blocks": (1, 1, 1, 1)}
+    alone = recipes.load("compact", "fairface").changed(**small).model()
+    assert set(alone.output) == {"gender", "race", "age", "age_group", "race_utkface"}
+    with_it = recipes.load("compact", "fairface").changed(**small, embedding_weight=10.0).model()
+    assert set(with_it.output) == {*alone.output, "embedding"}
