@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfface import cli, commands
+from tfface import cli, commands, labels
 from tfface.errors import UserError
 from tfface.faces import synthesize
 from tfface.faces.crops import Alignment
@@ -142,6 +142,32 @@ def test_predict_takes_the_compact_network_where_none_is_named(group, tmp_path):
     assert "embedding" not in (tmp_path / "predictions.csv").read_text().splitlines()[0]
     assert cli.main(["predict", str(group[0]), "--out", "json", "--to", str(tmp_path)]) == 0
     assert "embedding" not in (tmp_path / "predictions.json").read_text()
+
+
+def test_the_network_from_fairface_alone_says_groups_and_no_years(group, tmp_path):
+    words = ["predict", str(group[0]), "--model", "fairface", "--out", "picture,json", "--to", str(tmp_path)]
+    assert cli.main(words) == 0
+    ((_, faces),) = [row.values() for row in json.loads((tmp_path / "predictions.json").read_text())]
+    assert len(faces) == 5
+    for face in faces:
+        assert set(face["probabilities"]) == {"gender", "race", "age_group"}
+        assert "age" not in face
+    assert len(faces[0]["probabilities"]["race"]) == 7
+    assert (SHIPPED / "fairface" / "README.md").read_text().count("CC BY 4.0")
+
+
+def test_the_network_from_fairface_alone_knows_real_faces(samples):
+    with open(samples / "fairface" / "fairface_label_val.csv") as stream:
+        rows = list(csv.DictReader(stream))
+    known = [row for row in rows if (samples / "fairface" / row["file"]).exists()][:256]
+    size = (112, 112)
+    crops = np.stack(
+        [np.asarray(Image.open(samples / "fairface" / row["file"]).convert("RGB").resize(size)) for row in known]
+    )
+    outputs = Predictor("fairface").predict_crops(crops)
+    for task, classes, least in (("gender", labels.GENDERS, 0.8), ("race", labels.FAIRFACE_RACES, 0.5)):
+        truth = [classes.index(row[task]) for row in known]
+        assert (outputs[task].argmax(axis=1) == truth).mean() > least
 
 
 def test_embeddings_that_cannot_be_written_are_said(tiny_run, group, tmp_path, capsys):
