@@ -114,7 +114,7 @@ def mixup(images, targets, alpha: float, seed):
     shares = tf.math.divide_no_nan(draws[1], draws[0] + draws[1])
 
     def blend(values):
-        share = tf.reshape(shares, tf.concat([tf.shape(shares), tf.ones(tf.rank(values) - 1, tf.int32)], 0))
+        share = tf.reshape(shares, (-1, *[1] * (values.shape.rank - 1)))
         return values + share * (tf.reverse(values, [0]) - values)
 
     return blend(images), {name: blend(values) for name, values in targets.items()}

@@ -44,7 +44,8 @@ class Retraining:
     def taylor(self) -> dict:
         """What the importance "taylor" asks for: batches of the training split, and the losses."""
         few = batches.image_batches(self.builder, "train", self.recipe, 0).take(TAYLOR_BATCHES)
-        return {"data": few, "loss": {task.name: loss_of(task) for task in self.recipe.tasks()}}
+        smoothing = self.recipe.label_smoothing
+        return {"data": few, "loss": {task.name: loss_of(task, smoothing) for task in self.recipe.tasks()}}
 
     def fit(
         self,

@@ -32,7 +32,7 @@ from tfface.training.teacher import teacher_embeddings
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 
-def loss_of(task: Task, label_smoothing: float = 0.0) -> keras.losses.Loss:
+def loss_of(task: Task, label_smoothing: float) -> keras.losses.Loss:
     """The Keras loss that a task names; `label_smoothing` is that of classes."""
     if isinstance(task.loss, keras.losses.Loss):
         return task.loss
