@@ -95,7 +95,8 @@ ABOUT = {
   Gender, and Age (WACV 2021).
 - **Limits:** it saw 37,943 faces, 44 % of FairFace's training set, for twenty epochs on one GPU (seven minutes). It
   errs more often than the network that `tfface` takes by default, with eleven times as many multiply-adds (1.8 thousand
-  million a face); errors per group are below.""",
+  million a face); errors per group are below. The age groups are not calibrated. All figures are of the weights as they
+  are here, rounded.""",
 }
 
 
