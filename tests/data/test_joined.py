@@ -1,15 +1,17 @@
 """Data sets with different labels, joined: each example once, evenly mixed, what is not known takes no part."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tfface import recipes, tasks
+from tfface import labels, recipes, tasks
 from tfface.data import pipeline
 from tfface.errors import UserError
-from tfface.training import batches
+from tfface.training import batches, teacher
 from tfface.training.features import cached_features
 
 
@@ -53,13 +55,13 @@ def test_counts_and_classes(joined):
 
 
 def test_each_example_once_and_evenly_mixed(joined):
-    labels = pipeline.label_arrays(joined, "train")
-    assert sorted(labels["key"]) == sorted([f"wide/{i}.png" for i in range(9)] + [f"narrow/{i}.png" for i in range(3)])
-    places = np.flatnonzero(np.char.startswith(labels["key"], "narrow"))
+    truth = pipeline.label_arrays(joined, "train")
+    assert sorted(truth["key"]) == sorted([f"wide/{i}.png" for i in range(9)] + [f"narrow/{i}.png" for i in range(3)])
+    places = np.flatnonzero(np.char.startswith(truth["key"], "narrow"))
     assert (np.diff(places) == 4).all()
     # the order is that of the images
     images = [int(tf.io.decode_image(row["image"])[0, 0, 0]) for row in pipeline.examples(joined, "train")]
-    assert images == [int(key.split("/")[1].removesuffix(".png")) for key in labels["key"]]
+    assert images == [int(key.split("/")[1].removesuffix(".png")) for key in truth["key"]]
 
 
 def test_what_is_not_known_is_minus_one_and_weighs_nothing(joined):
@@ -79,7 +81,8 @@ def test_what_is_not_known_is_minus_one_and_weighs_nothing(joined):
 def test_a_teachers_embeddings_follow_the_example(joined):
     taught = np.arange(12, dtype="float16")[:, None]
     labels = pipeline.label_arrays(joined, "train") | {"example": np.arange(12)}
-    np.testing.assert_array_equal(batches.encode((tasks.embedding(1),), labels, taught)["embedding"], taught)
+    encoded = batches.encode((tasks.embedding(1),), labels, {"embedding": taught})
+    np.testing.assert_array_equal(encoded["embedding"], taught)
 
 
 def test_fingerprint_changes_with_the_parts(joined):
@@ -143,3 +146,36 @@ def test_mixup_wants_every_label(joined):
     recipe = recipes.RECIPES["compact"]().tiny().changed(known="all", mixup=0.2)
     with pytest.raises(UserError, match="mixup blends labels"):
         batches.image_batches(joined, "train", recipe, 0)
+
+
+def test_what_a_run_says_is_mixed_with_labels_and_stands_alone_where_there_is_none(joined, tmp_path, monkeypatch):
+    """Of each task the share that was asked for; the outputs are read from the cache the second time."""
+    monkeypatch.setenv("TFFACE_HOME", str(tmp_path / "home"))
+    recipe = recipes.RECIPES["multitask"]().changed(image_size=(4, 4), network="alexnet")
+    gender, race = tasks.classification("gender", labels.GENDERS), tasks.classification("race", labels.FAIRFACE_RACES)
+    said = {"gender": np.full((12, 2), 0.5), "race": np.tile(np.linspace(0, 0.25, 7), (12, 1))}
+    asked = []
+    monkeypatch.setattr(teacher, "Run", lambda folder: SimpleNamespace(recipe=lambda: recipe, model=keras.Sequential))
+    monkeypatch.setattr(teacher, "model_fingerprint", lambda model: "of the teacher")
+    monkeypatch.setattr(
+        teacher, "outputs_of", lambda *arguments: asked.append(arguments) or {**said, "age_group": np.zeros((12, 9))}
+    )
+    for _ in range(2):
+        taught = teacher.distilled_targets("run", 0.2, (gender, race), joined, "train", progress=False)
+    assert len(asked) == 1
+    truth = pipeline.label_arrays(joined, "train")
+    [fifth] = np.flatnonzero(truth["key"] == "wide/5.png")  # the second gender, the sixth race
+    np.testing.assert_allclose(taught["gender"][fifth], [0.1, 0.9])
+    np.testing.assert_allclose(taught["race"][fifth], 0.2 * said["race"][0] + 0.8 * np.eye(7)[5], atol=1e-6)
+    unknown = np.char.startswith(truth["key"], "narrow")
+    np.testing.assert_allclose(taught["race"][unknown], said["race"][unknown], atol=1e-6)
+    # With all targets known, mixup has what it wants, and no weights are needed.
+    recipe = recipes.RECIPES["multitask"]().changed(image_size=(4, 4), mixup=0.2, batch_size=4, epochs=1)
+    object.__setattr__(recipe, "tasks", lambda: (gender, race))
+    seen = list(batches.image_batches(joined, "train", recipe, 0, taught))
+    assert [len(batch) for batch in seen] == [2, 2, 2]
+    np.testing.assert_allclose(sum(batch[1]["race"].numpy().sum() for batch in seen), taught["race"].sum(), rtol=0.2)
+    with pytest.raises(UserError, match="distill_share must be above 0"):
+        teacher.distilled_targets("run", 0.0, (gender,), joined, "train")
+    with pytest.raises(UserError, match="cannot teach race"):
+        teacher.distilled_targets("run", 0.5, (tasks.classification("race", labels.UTKFACE_RACES),), joined, "train")

@@ -150,6 +150,20 @@ def test_a_run_may_start_from_another(tiny_run, tiny_recipe, data_dir, tmp_path)
     )
 
 
+def test_a_run_may_learn_from_another_and_from_further_faces(tiny_run, tiny_recipe, data_dir, tmp_path):
+    recipe = tiny_recipe.changed(
+        distill_from=str(tiny_run.folder), distill_share=1.0, extra_data="synthetic_faces/small", epochs=2
+    )
+    run = fit(recipe, tmp_path / "run", data_dir, verbose=0)
+    assert run.config()["data"]["with_extra"]
+    first, last = run.history()
+    # The labels never taught it: what the other run says of the faces did.
+    assert last["loss"] < first["loss"]
+    assert last["val_gender_accuracy"] > 0.75
+    with pytest.raises(UserError, match="no extra_data"):
+        fit(recipe.changed(teacher="facenet"), tmp_path / "both", data_dir, verbose=0)
+
+
 def test_weights_are_carried_by_name_and_shape(tmp_path):
     def network(name, width):
         inputs = keras.Input((3,))

@@ -153,6 +153,18 @@ def open_dataset(data: str, data_dir: str | Path | None = None) -> tfds.core.Dat
     return builder
 
 
+def with_extra(builder, extra: str, data_dir: str | Path | None = None):
+    """A prepared data set joined with further ones, named as in `open_dataset`; as it is if `extra` is empty.
+
+    Raises:
+        UserError: one of them is not prepared in `data_dir`.
+    """
+    if not extra:
+        return builder
+    more = open_dataset(extra, data_dir)
+    return Joined([part for one in (builder, more) for part in (one.parts if isinstance(one, Joined) else (one,))])
+
+
 def fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:
     """Hexadecimal digest of what a split holds: its version, its files and their sizes."""
     if isinstance(builder, Joined):

@@ -13,8 +13,8 @@ from scipy.optimize import minimize_scalar
 from tfface import files
 from tfface.data import pipeline
 from tfface.errors import UserError
-from tfface.evaluation.predictions import outputs_of
 from tfface.models.saved import load_saved
+from tfface.training.features import outputs_of
 from tfface.training.run import Run
 
 

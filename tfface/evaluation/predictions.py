@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import keras
@@ -13,9 +12,8 @@ from tfface.data import pipeline
 from tfface.evaluation.evaluate import Predictions
 from tfface.recipes.recipe import Recipe
 from tfface.tasks import Task, bins_of, years_of
-from tfface.training import batches
-from tfface.training.features import cached_features
-from tfface.training.run import Run, split_at
+from tfface.training.features import outputs_of
+from tfface.training.run import Run
 
 
 def predict_split(
@@ -98,30 +96,3 @@ def to_predictions(
             if task.ordered and task.name not in ordered:
                 ordered.append(task.name)
     return Predictions(truth["key"], known, probabilities, classes, years, spread, tuple(ordered))
-
-
-def outputs_of(
-    recipe: Recipe,
-    model: keras.Model,
-    builder,
-    split: str,
-    bfloat16: bool = False,
-    progress: bool = True,
-    change: Callable | None = None,
-) -> dict[str, np.ndarray]:
-    """Every output of a model on a split, the mean over the recipe's test views: name -> `(n, width)`.
-
-    Images that `change` changes (see `batches.evaluation_images`) go through the whole network: nothing is cached.
-    """
-    if recipe.train_from and change is None:
-        lower, upper = split_at(model, recipe.train_from, [task.name for task in recipe.tasks()])
-        features = cached_features(
-            lower, builder, split, recipe.image_size, recipe.test_views, bfloat16=bfloat16, progress=progress
-        )
-        results = [upper.predict(np.asarray(array, "float32"), batch_size=256, verbose=0) for array in features]
-    else:
-        results = [
-            model.predict(batches.evaluation_images(builder, split, recipe, view, change=change), verbose=0)
-            for view in recipe.test_views
-        ]
-    return {name: np.mean([result[name] for result in results], axis=0) for name in results[0]}

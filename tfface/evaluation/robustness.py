@@ -21,12 +21,12 @@ from tfface.errors import UserError
 from tfface.evaluation import plots
 from tfface.evaluation.evaluate import evaluate
 from tfface.evaluation.pages import Gallery, Page, Picture, Section, Table, Text, slug
-from tfface.evaluation.predictions import outputs_of, to_predictions
+from tfface.evaluation.predictions import to_predictions
 from tfface.evaluation.report import RESPONSIBLE_USE
 from tfface.faces.occlude import cover_area, generator
 from tfface.faces.occluders import load_occluders
 from tfface.files import write_json
-from tfface.training.features import bfloat16_convolutions
+from tfface.training.features import bfloat16_convolutions, outputs_of
 from tfface.training.run import Run
 
 MASK = (154, 186, 204)

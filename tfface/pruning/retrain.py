@@ -13,6 +13,7 @@ from tfface.evaluation.predictions import predict_with
 from tfface.recipes import Recipe
 from tfface.training import batches
 from tfface.training.fit import fit, loss_of
+from tfface.training.teacher import taught_targets
 
 TAYLOR_BATCHES = 8
 """Training batches over which the importance "taylor" is averaged."""
@@ -37,13 +38,15 @@ class Retraining:
         recipe = recipe.adapted(pipeline.class_names(self.builder))
         pixels = {"train_from": "", "initial": "", "data": data or recipe.data}
         self.recipe = recipe.changed(**pixels, epochs=max(epochs, 1), schedule_scale=1.0, patience=0)
-        self.labels = pipeline.label_arrays(self.builder, "train")
+        self.source = pipeline.with_extra(self.builder, self.recipe.extra_data, data_dir)
+        self.labels = pipeline.label_arrays(self.source, "train")
         self.steps = batches.steps_of(self.labels, self.recipe)[1]
         """Steps an epoch."""
 
     def taylor(self) -> dict:
         """What the importance "taylor" asks for: batches of the training split, and the losses."""
-        few = batches.image_batches(self.builder, "train", self.recipe, 0).take(TAYLOR_BATCHES)
+        taught = taught_targets(self.recipe, self.source, "train", self.data_dir)
+        few = batches.image_batches(self.source, "train", self.recipe, 0, taught).take(TAYLOR_BATCHES)
         smoothing = self.recipe.label_smoothing
         return {"data": few, "loss": {task.name: loss_of(task, smoothing) for task in self.recipe.tasks()}}
 

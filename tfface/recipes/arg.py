@@ -84,6 +84,9 @@ FINETUNE = {
     "schedule_scale": 16 / 150,
 }
 
+# FairFace's faces, two thirds of their crops, are then about as large as those of FaceNet's own crops.
+LARGER = {"image_size": (192, 192)}
+
 FAIRFACE = {"data": "fairface/padding025", "races": labels.FAIRFACE_RACES, "age": "groups", "gender_weight": 1.0}
 
 
@@ -157,8 +160,18 @@ class ARG(Recipe):
         "tail-after-fairface": {**YEARS, **TAIL, "schedule_scale": 4 / 150, "initial": "runs/arg-fairface-tail/seed-0"},
         # Everything learns, from pixels: for a GPU, or days on a CPU.
         "finetune": {**YEARS, **FINETUNE},
-        # At 192 pixels FairFace's faces, two thirds of their crops, are about as large as those of FaceNet's own crops.
-        "fairface-finetune": {**YEARS, **FAIRFACE, **FINETUNE, "image_size": (192, 192)},
+        "fairface-finetune": {**YEARS, **FAIRFACE, **FINETUNE, **LARGER},
+        # The same once more, from FaceNet, with what the one before says of each face beside its label; UTKFace's faces
+        # have their labels of gender, and its word on the rest.
+        "fairface-distilled": {
+            **YEARS,
+            **FAIRFACE,
+            **FINETUNE,
+            **LARGER,
+            "extra_data": "utkface",
+            "distill_from": "runs/arg-fairface-finetune/seed-0",
+            "label_smoothing": 0.0,
+        },
     }
 
     licences: ClassVar[Mapping[str, str]] = {

@@ -29,6 +29,9 @@ class Recipe:
         licences: what the recipe stands on -> its licence.
         data: prepared data set that it trains on, `name` or `name/config`; several joined by "+"; "@" and
             a grouping of classes (`labels.GROUPINGS`) behind its name joins and leaves out classes.
+        extra_data: further prepared data sets whose training faces are learnt too, named as `data`; a label that they
+            lack takes no part, or is taught (`distill_from`). Validation and test are those of `data` alone. Empty for
+            none.
         train_split, validation_split: its splits to train on and to choose the epoch by.
         image_size: `(height, width)` that the network takes, pixels.
         train_from: name of the layer after which the network is trained; what lies before is frozen and its output is
@@ -44,9 +47,13 @@ class Recipe:
             were aligned.
         teacher: pretrained network whose embeddings are learnt by an output `embedding`: "facenet", or empty for none.
         teacher_data: prepared data set with the same photos, cut as the teacher knows faces; `data` if empty.
+        distill_from: folder of a finished run whose outputs are learnt too: the targets are its outputs and the labels,
+            mixed, and its outputs alone where joined data sets lack a label; empty for none.
+        distill_share: share of its outputs in the targets, in (0, 1].
         noise: standard deviation of the noise added to pixels, in grey levels of 0 to 255 (training from pixels only).
         mixup: alpha of mixup (Zhang et al., ICLR 2018): two images of a batch and their targets are blended, with a
-            share drawn from Beta(alpha, alpha); 0 for none (training from pixels only, where every label is known).
+            share drawn from Beta(alpha, alpha); 0 for none (training from pixels only, where every label is known or
+            taught).
         label_smoothing: share of each target that is spread evenly over all classes, of what is learnt by
             cross-entropy, in [0, 1) (Szegedy et al., CVPR 2016, section 7).
         epochs: passes over the (oversampled) training split in the paper.
@@ -71,6 +78,7 @@ class Recipe:
     licences: ClassVar[Mapping[str, str]] = {}
 
     data: str = ""
+    extra_data: str = ""
     train_split: str = "train"
     validation_split: str = "validation"
     image_size: tuple[int, int] = (224, 224)
@@ -83,6 +91,8 @@ class Recipe:
     worn_masks: float = 0.0
     teacher: str = ""
     teacher_data: str = ""
+    distill_from: str = ""
+    distill_share: float = 0.5
     noise: float = 0.0
     mixup: float = 0.0
     label_smoothing: float = 0.0

@@ -4,7 +4,8 @@ and the noise depend on the seed and the epoch alone, so that a resumed run sees
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 import numpy as np
 import tensorflow as tf
@@ -16,9 +17,10 @@ from tfface.tasks import Task
 from tfface.training.distribute import ONE, Devices
 
 SHUFFLE_BUFFER = 4096  # encoded images, about 40 MB
+NOTHING: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
-def encode(tasks: Sequence[Task], labels, taught: np.ndarray | None = None) -> dict:
+def encode(tasks: Sequence[Task], labels, taught: Mapping[str, np.ndarray] = NOTHING) -> dict:
     """Targets of every task from a mapping of integer labels, in NumPy or in a tf.data graph.
 
     A label that is not in a task's table (-1 where joined data sets lack it, somebody new among identities) gets the
@@ -26,42 +28,42 @@ def encode(tasks: Sequence[Task], labels, taught: np.ndarray | None = None) -> d
 
     Args:
         tasks: what is learnt.
-        labels: label -> integers; "example", the place in the split, where a teacher's embeddings are learnt.
-        taught: those embeddings, `(examples, width)`.
+        labels: label -> integers; "example", the place in the split, where there is a teacher.
+        taught: task -> a teacher's word on every example, `(examples, width)`, which is the target in place of a label.
     """
-    tables = {task.name: taught if task.label == "example" else task.targets for task in tasks}
     if isinstance(next(iter(labels.values())), np.ndarray):
-        return {
-            task.name: tables[task.name][np.where(_in_table(task, labels), labels[task.label], 0)] for task in tasks
-        }
+        return {task.name: table[index] for task, table, index, _ in _looked_up(tasks, labels, taught, np.where)}
     return {
-        task.name: tf.cast(
-            tf.gather(tables[task.name], tf.where(_in_table(task, labels), labels[task.label], 0)), tf.float32
-        )
-        for task in tasks
+        task.name: tf.cast(tf.gather(table, index), tf.float32)
+        for task, table, index, _ in _looked_up(tasks, labels, taught, tf.where)
     }
 
 
-def _in_table(task: Task, labels):
-    label = labels[task.label]
-    return label >= 0 if task.label == "example" else (label >= 0) & (label < len(task.targets))
-
-
-def weights(tasks: Sequence[Task], labels) -> dict:
-    """For each task 1.0 where its label is known, 0.0 where it is not, from a mapping of integer labels."""
+def weights(tasks: Sequence[Task], labels, taught: Mapping[str, np.ndarray] = NOTHING) -> dict:
+    """For each task 1.0 where its target is known, 0.0 where it is not; arguments as those of `encode`."""
     if isinstance(next(iter(labels.values())), np.ndarray):
-        return {task.name: _in_table(task, labels).astype("float32") for task in tasks}
-    return {task.name: tf.cast(_in_table(task, labels), tf.float32) for task in tasks}
+        return {task.name: known.astype("float32") for task, *_, known in _looked_up(tasks, labels, taught, np.where)}
+    return {task.name: tf.cast(known, tf.float32) for task, *_, known in _looked_up(tasks, labels, taught, tf.where)}
 
 
-def partly_labelled(builder, tasks: Sequence[Task]) -> bool:
-    """Whether some labels may be in no table."""
-    return isinstance(builder, pipeline.Joined) or any(task.label == "identity" for task in tasks)
+def _looked_up(tasks, labels, taught, where):
+    """For each task the table of its targets, the rows of it that are looked up, and which of them are known."""
+    for task in tasks:
+        table = taught.get(task.name, task.targets)
+        index = labels["example" if task.name in taught else task.label]
+        known = (index >= 0) & (index < len(table))
+        yield task, table, where(known, index, 0), known
+
+
+def partly_labelled(builder, tasks: Sequence[Task], taught: Mapping[str, np.ndarray] = NOTHING) -> bool:
+    """Whether some targets may not be known."""
+    labelled = [task for task in tasks if task.name not in taught]
+    return any(isinstance(builder, pipeline.Joined) or task.label == "identity" for task in labelled)
 
 
 def _labelled(tasks: Sequence[Task], row: dict) -> dict:
     """What of a row `_examples` reads."""
-    wanted = {task.label for task in tasks} | {"share"}
+    wanted = {task.label for task in tasks} | {"share", "example"}
     return {name: value for name, value in row.items() if name in wanted}
 
 
@@ -74,7 +76,7 @@ def _examples(tasks: Sequence[Task], images, rows, taught, partial: bool):
     if not partial and "share" not in rows:
         return images, targets
     share = rows.get("share", 1.0)
-    return images, targets, {name: weight * share for name, weight in weights(tasks, rows).items()}
+    return images, targets, {name: weight * share for name, weight in weights(tasks, rows, taught).items()}
 
 
 def steps_of(labels: dict[str, np.ndarray], recipe: Recipe) -> tuple[int, int]:
@@ -91,6 +93,7 @@ def feature_batches(
     first_epoch: int,
     across: Devices = ONE,
     partial: bool = False,
+    taught: Mapping[str, np.ndarray] = NOTHING,
 ) -> tf.data.Dataset:
     """Training batches from cached features, from `first_epoch` on.
 
@@ -101,6 +104,7 @@ def feature_batches(
         first_epoch: the epoch to begin with, from 0.
         across: the devices of the training.
         partial: whether some labels may be unknown, see `partly_labelled`.
+        taught: what a teacher says of the split, see `encode`.
 
     Returns:
         Batches `(inputs float32, targets)`, with weights as a third where labels may be unknown; of each the part that
@@ -110,7 +114,8 @@ def feature_batches(
     counts = pipeline.repeats(labels, recipe.oversample)
     size, steps = steps_of(labels, recipe)
     part = size // across.processes
-    parts = (encode(tasks, labels), *([weights(tasks, labels)] if partial else []))
+    labels = {**labels, "example": np.arange(len(features[0]))}
+    parts = (encode(tasks, labels, taught), *([weights(tasks, labels, taught)] if partial else []))
 
     def batches():
         for epoch in range(first_epoch, recipe.run_epochs):
@@ -138,7 +143,7 @@ def image_batches(
     split: str,
     recipe: Recipe,
     first_epoch: int,
-    taught: np.ndarray | None = None,
+    taught: Mapping[str, np.ndarray] = NOTHING,
     across: Devices = ONE,
 ) -> tf.data.Dataset:
     """Training batches from pixels, from `first_epoch` on.
@@ -148,7 +153,7 @@ def image_batches(
         split: its split to train on.
         recipe: views, noise, occlusion, batch size, oversampling, seed and epochs.
         first_epoch: the epoch to begin with, from 0.
-        taught: a teacher's embeddings of the split, `(examples, width)`.
+        taught: what a teacher says of the split, see `encode`.
         across: the devices of the training.
 
     Returns:
@@ -161,11 +166,12 @@ def image_batches(
     tasks = recipe.tasks()
     size, steps = steps_of(pipeline.label_arrays(builder, split), recipe)
     factors = {name: tf.constant(values, tf.int64) for name, values in recipe.oversample.items()}
-    rows = _numbered(builder, split, recipe)
-    partial = partly_labelled(builder, tasks)
+    rows = _numbered(builder, split, recipe, taught)
+    partial = partly_labelled(builder, tasks, taught)
     if recipe.mixup and partial:
         raise UserError(
-            "mixup blends labels, and here not every label is known: set mixup=0.0, or train on one data set."
+            "mixup blends labels, and here not every label is known: set mixup=0.0, train on one data set, or name in "
+            "distill_from a run that knows them."
         )
     epoch_size, part = steps * size, size // across.processes
     cover = covering(recipe, builder)
@@ -235,7 +241,7 @@ def _filled(count: int, batch_size: int, across: Devices) -> tuple[np.ndarray, n
 
 
 def validation_images(
-    builder, recipe: Recipe, taught: np.ndarray | None = None, batch_size: int = 64, across: Devices = ONE
+    builder, recipe: Recipe, taught: Mapping[str, np.ndarray] = NOTHING, batch_size: int = 64, across: Devices = ONE
 ):
     """Batches of the validation split in its fixed order, as `image_batches` gives those of training.
 
@@ -243,7 +249,7 @@ def validation_images(
     `_filled`.
     """
     tasks, view = recipe.tasks(), recipe.test_views[0]
-    partial = partly_labelled(builder, tasks)
+    partial = partly_labelled(builder, tasks, taught)
     cover = covering(recipe, builder)
 
     def prepare(row):
@@ -252,7 +258,7 @@ def validation_images(
             image, row["pattern"] = cover(image, row["key"], 0)
         return image, _labelled(tasks, row)
 
-    rows = _numbered(builder, recipe.validation_split, recipe)
+    rows = _numbered(builder, recipe.validation_split, recipe, taught)
     if across.count > 1:
         count = len(next(iter(pipeline.label_arrays(builder, recipe.validation_split).values())))
         _, shares, batch_size = _filled(count, batch_size, across)
@@ -286,10 +292,12 @@ def covering(recipe: Recipe, builder) -> Callable:
     )
 
 
-def _numbered(builder, split: str, recipe: Recipe) -> tf.data.Dataset:
-    """What a recipe reads of the examples of a split, and their place in it as the label `example`, by which a
-    teacher's embeddings are found."""
+def _numbered(builder, split: str, recipe: Recipe, taught: Mapping[str, np.ndarray]) -> tf.data.Dataset:
+    """What a recipe reads of the examples of a split, and their place in it as the label `example`, by which what a
+    teacher says is found."""
     wanted = {"image", "key", *recipe.oversample, *(task.label for task in recipe.tasks())}
+    if taught:
+        wanted.add("example")
 
     def numbered(place, row):
         # Each value is carried through the shuffle as a tensor of its own: no more than are read.

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import keras
@@ -17,6 +17,9 @@ from tqdm import tqdm
 from tfface import files
 from tfface.data import pipeline
 from tfface.errors import UserError
+from tfface.recipes.recipe import Recipe
+from tfface.training import batches
+from tfface.training.run import split_at
 
 PART = 512  # images a part file: what is lost at most when the work is killed
 
@@ -148,7 +151,7 @@ def _compute(model, builder, split, size, view, batch_size, bfloat16, count, tar
     while (parts / f"{done:06d}.npy").exists():
         done += 1
     images = pipeline.examples(builder, split).skip(done * PART).map(prepare, num_parallel_calls=2)
-    batches = iter(images.batch(batch_size).prefetch(2).as_numpy_iterator())
+    groups = iter(images.batch(batch_size).prefetch(2).as_numpy_iterator())
     bar = tqdm(
         total=count,
         initial=min(done * PART, count),
@@ -158,7 +161,7 @@ def _compute(model, builder, split, size, view, batch_size, bfloat16, count, tar
     )
 
     def outputs():
-        for batch in batches:
+        for batch in groups:
             if view.mirror:
                 batch = batch[:, :, ::-1]
             valid = len(batch)
@@ -182,3 +185,34 @@ def _compute(model, builder, split, size, view, batch_size, bfloat16, count, tar
     with files.written_aside(target) as aside:
         np.save(aside, np.concatenate(arrays))
     shutil.rmtree(parts)
+
+
+def outputs_of(
+    recipe: Recipe,
+    model: keras.Model,
+    builder,
+    split: str,
+    bfloat16: bool = False,
+    progress: bool = True,
+    change: Callable | None = None,
+) -> dict[str, np.ndarray]:
+    """Every output of a model on a split, the mean over the recipe's test views: name -> `(n, width)`.
+
+    Images that `change` changes (see `batches.evaluation_images`) go through the whole network: nothing is cached.
+    """
+    if recipe.train_from and change is None:
+        lower, upper = split_at(model, recipe.train_from, [task.name for task in recipe.tasks()])
+        features = cached_features(
+            lower, builder, split, recipe.image_size, recipe.test_views, bfloat16=bfloat16, progress=progress
+        )
+        results = [upper.predict(np.asarray(array, "float32"), batch_size=256, verbose=0) for array in features]
+    else:
+        results = []
+        for view in recipe.test_views:
+            images = batches.evaluation_images(builder, split, recipe, view, change=change)
+            words = f"outputs for {split}{', mirrored' if view.mirror else ''}"
+            # Keras' own bar would stand among what is printed.
+            with tqdm(total=int(images.cardinality()), unit="batch", desc=words, disable=not progress) as bar:
+                shown = keras.callbacks.LambdaCallback(on_predict_batch_end=lambda _, logs, bar=bar: bar.update())
+                results.append(model.predict(images, verbose=0, callbacks=[shown]))
+    return {name: np.mean([result[name] for result in results], axis=0) for name in results[0]}

@@ -27,7 +27,7 @@ from tfface.training.distribute import ONE, Devices, several
 from tfface.training.features import cached_features
 from tfface.training.one_cycle import OneCycleMomentum
 from tfface.training.run import Run, carry_weights, split_at
-from tfface.training.teacher import teacher_embeddings
+from tfface.training.teacher import taught_targets
 
 PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
@@ -173,19 +173,15 @@ def prepared(
     if recipe.initial:
         carried, fresh = carry_weights(model, Run(recipe.initial).trained_file)
         recipe.carried(model, carried, fresh)
-    splits = {"train": recipe.train_split, "validation": recipe.validation_split}
-    labels = {part: pipeline.label_arrays(builder, split) for part, split in splits.items()}
+    sources = {
+        "train": (pipeline.with_extra(builder, recipe.extra_data, data_dir), recipe.train_split),
+        "validation": (builder, recipe.validation_split),
+    }
+    labels = {part: pipeline.label_arrays(*source) for part, source in sources.items()}
     size, steps = batches.steps_of(labels["train"], recipe)
     across.check(size)
-    taught = {}
-    if recipe.teacher:
-        with across.one_at_a_time():
-            taught = {
-                part: teacher_embeddings(
-                    recipe.teacher, recipe.teacher_data or recipe.data, builder, split, data_dir, bfloat16
-                )
-                for part, split in splits.items()
-            }
+    with across.one_at_a_time():
+        taught = {part: taught_targets(recipe, *source, data_dir, bfloat16) for part, source in sources.items()}
     names = [task.name for task in recipe.tasks()]
     if recipe.train_from:
         with across.scope():
@@ -193,23 +189,28 @@ def prepared(
         lower = across.alone(lower)
         with across.one_at_a_time():
             features = {
-                part: cached_features(lower, builder, splits[part], recipe.image_size, views, bfloat16=bfloat16)
+                part: cached_features(lower, *sources[part], recipe.image_size, views, bfloat16=bfloat16)
                 for part, views in (("train", recipe.views), ("validation", recipe.test_views))
             }
-        partly = batches.partly_labelled(builder, recipe.tasks())
+        partly = batches.partly_labelled(sources["train"][0], recipe.tasks(), taught["train"])
         training = partial(
-            batches.feature_batches, features["train"], labels["train"], recipe, across=across, partial=partly
+            batches.feature_batches,
+            features["train"],
+            labels["train"],
+            recipe,
+            across=across,
+            partial=partly,
+            taught=taught["train"],
         )
         inputs = np.asarray(features["validation"][0], "float32")
+        partly = batches.partly_labelled(builder, recipe.tasks())
         validation = batches.in_order(inputs, labels["validation"], recipe, across, partly)
         # What lies below is frozen: it was neither carried nor will it be trained.
         own = {layer.name for layer in model.layers}
         carried, fresh = ([name for name in names if name in own] for names in (carried, fresh))
     else:
-        training = partial(
-            batches.image_batches, builder, recipe.train_split, recipe, taught=taught.get("train"), across=across
-        )
-        validation = batches.validation_images(builder, recipe, taught.get("validation"), across=across)
+        training = partial(batches.image_batches, *sources["train"], recipe, taught=taught["train"], across=across)
+        validation = batches.validation_images(builder, recipe, taught["validation"], across=across)
     whole = model
     with across.scope():
         if set(names) != set(whole.output):  # Keras wants a target for every output
@@ -276,6 +277,9 @@ def fit(
         batches.covering(adapted, builder)
         fingerprints = {split: pipeline.fingerprint(builder, split) for split in builder.info.splits}
         data = {"name": builder.info.full_name, "fingerprints": fingerprints}
+        if recipe.extra_data:
+            whole = pipeline.with_extra(builder, recipe.extra_data, data_dir)
+            data["with_extra"] = pipeline.fingerprint(whole, recipe.train_split)
         metadata = builder.info.metadata or {}
         data["landmarks"] = metadata.get("landmarks")
         if "stretch" in metadata:

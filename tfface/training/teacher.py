@@ -1,8 +1,10 @@
-"""The embeddings that a student learns: those of a pretrained network, on the same faces, whole and uncovered."""
+"""What a student learns beside labels, or in their place: a pretrained network's embeddings of the same faces, whole
+and uncovered, or the outputs of a trained run."""
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import keras
@@ -14,8 +16,11 @@ from tfface.data import pipeline
 from tfface.data.pipeline import View
 from tfface.errors import UserError
 from tfface.models.inception_resnet_v1 import inception_resnet_v1
-from tfface.training.features import bfloat16_convolutions, cached_features, model_fingerprint
-from tfface.training.run import split_at
+from tfface.recipes.recipe import Recipe
+from tfface.tasks import Task
+from tfface.training import batches
+from tfface.training.features import bfloat16_convolutions, cached_features, model_fingerprint, outputs_of
+from tfface.training.run import Run, split_at
 
 TEACHERS = ("facenet",)
 VIEWS = (View(), View(mirror=True))
@@ -24,6 +29,38 @@ CUT = "Mixed_7a"
 """What lies below is computed once and cached; recipes that train the last blocks of the same network share it."""
 
 CHUNK = 4096
+
+
+def taught_targets(
+    recipe: Recipe, builder, split: str, data_dir: str | Path | None = None, bfloat16: bool = False
+) -> dict[str, np.ndarray]:
+    """What the teachers of a recipe say of a split, for `batches.image_batches`; empty where it has none.
+
+    Args:
+        recipe: names them, in `teacher` and `distill_from`.
+        builder: the student's data set.
+        split: name of the split. Labels are mixed with outputs on the training split alone: the epoch that is kept is
+            the one that agrees with labels.
+        data_dir: where data sets are prepared.
+        bfloat16: compute frozen layers in bfloat16 (see `cached_features`).
+
+    Returns:
+        Task -> `(n, width)`, in the split's fixed order.
+
+    Raises:
+        UserError: no such teacher, or one that does not know these faces or tasks.
+    """
+    taught = {}
+    if recipe.teacher and recipe.extra_data:
+        raise UserError(
+            "A teacher's embeddings are of the faces of data alone: join data sets there by +, no extra_data."
+        )
+    if recipe.teacher:
+        data = recipe.teacher_data or recipe.data
+        taught["embedding"] = teacher_embeddings(recipe.teacher, data, builder, split, data_dir, bfloat16)
+    if recipe.distill_from and split == recipe.train_split:
+        taught |= distilled_targets(recipe.distill_from, recipe.distill_share, recipe.tasks(), builder, split, bfloat16)
+    return taught
 
 
 def teacher_embeddings(
@@ -92,3 +129,62 @@ def _embed(upper: keras.Model, features: np.ndarray) -> np.ndarray:
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+def distilled_targets(
+    folder: str | Path,
+    share: float,
+    tasks: Sequence[Task],
+    builder,
+    split: str,
+    bfloat16: bool = False,
+    progress: bool = True,
+) -> dict[str, np.ndarray]:
+    """Targets that mix the labels of a split with the outputs of a trained network; its outputs alone where a label is
+    not known, as in joined data sets.
+
+    A network that learns from another of its own kind ends better than that one: the outputs say which faces are
+    doubtful, and in which way (Furlanello et al., Born-Again Neural Networks, ICML 2018).
+
+    Args:
+        folder: the run of the network that teaches; it looks at each image whole, in its recipe's test views.
+        share: of its outputs in the targets, in (0, 1]; the rest is the label.
+        tasks: what the student learns; of them those that say something of a face are taught.
+        builder: the student's data set.
+        split: name of the split.
+        bfloat16: compute frozen layers in bfloat16 (see `cached_features`).
+        progress: draw a progress bar.
+
+    Returns:
+        Task -> `(n, width)` float32, in the split's fixed order.
+
+    Raises:
+        UserError: a share out of its range, no such run, or one that lacks an output or has others.
+    """
+    if not 0 < share <= 1:
+        raise UserError(f"distill_share must be above 0 and at most 1. Received: {share}.")
+    run = Run(folder)
+    recipe, model = run.recipe(), run.model()
+    tasks = [task for task in tasks if task.is_attribute]
+    own = {task.name: task.classes for task in recipe.tasks()}
+    for task in tasks:
+        if own.get(task.name) != task.classes:
+            raise UserError(
+                f"The run {folder} cannot teach {task.name}: expected an output of that name with the classes "
+                f"{', '.join(task.classes) or 'of a number'}. Received: {', '.join(own.get(task.name, ())) or 'none'}."
+            )
+    identity = [pipeline.fingerprint(builder, split), model_fingerprint(model), str(recipe.test_views), str(bfloat16)]
+    digest = hashlib.sha256(" ".join(identity).encode()).hexdigest()[:16]
+    cache = files.home() / "outputs" / f"{builder.info.full_name.replace('/', '-')}-{split}-{digest}.npz"
+    if not cache.exists():
+        outputs = outputs_of(recipe, model, builder, split, bfloat16, progress)
+        with files.written_aside(cache) as aside:
+            np.savez(aside, **{name: outputs[name] for name in own})
+    labels = pipeline.label_arrays(builder, split)
+    truth, known = batches.encode(tasks, labels), batches.weights(tasks, labels)
+    with np.load(cache) as outputs:
+        shares = {task.name: np.where(known[task.name] > 0, share, 1.0)[:, None] for task in tasks}
+        return {
+            name: (truth[name] + part * (outputs[name] - truth[name])).astype("float32")
+            for name, part in shares.items()
+        }
