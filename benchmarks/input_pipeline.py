@@ -105,9 +105,14 @@ def main() -> None:
         "tfface training, no augmentation": (epochs, training(recipe)),
         "tfface training, mirrored": (epochs, training(mirrored)),
         "tfface training, mirrored, zoomed": (epochs, training(zoomed)),
+        "tfface training, mirrored, zoomed, cropped": (epochs, training(zoomed.changed(random_crop=0.75))),
         "tfface training, mirrored, zoomed, cropped, noise": (
             epochs,
             training(zoomed.changed(random_crop=0.75, noise=5.0)),
+        ),
+        "tfface training, all of these, mixup": (
+            epochs,
+            training(zoomed.changed(random_crop=0.75, noise=5.0, mixup=0.2)),
         ),
     }
     if any(tf.image.is_jpeg(data).numpy().item() is False for data in images[:100]):

@@ -58,3 +58,16 @@ def test_mixup_draws_its_shares_from_beta():
     shares = blended["which"][:10_000, 1].numpy()
     assert abs(shares.mean() - 0.5) < 0.02
     assert abs(shares.var() - 1 / (4 * (2 * alpha + 1))) < 0.005  # variance of Beta(alpha, alpha)
+
+
+def test_noise_is_normal_and_another_for_each_seed():
+    grey = tf.fill((64, 64, 3), 128.0)
+    first, again, other = (augment.add_noise(grey, 4.0, seed).numpy() - 128 for seed in ([1, 2], [1, 2], [2, 2]))
+    np.testing.assert_array_equal(first, again)
+    assert abs(np.corrcoef(first.ravel(), other.ravel())[0, 1]) < 0.05
+    assert abs(first.mean()) < 0.15  # of 12,288 values with a deviation of 4: four standard errors
+    assert abs(first.std() - 4) < 0.15
+    assert abs((np.abs(first) < 4).mean() - 0.683) < 0.02
+    black = augment.add_noise(tf.zeros((8, 8, 3)), 4.0, [1, 2]).numpy()
+    assert black.min() == 0
+    assert black.max() > 0
