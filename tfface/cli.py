@@ -175,6 +175,13 @@ def _calibrate(options):
     print(f"measure it again: tfface evaluate {options.run_folder}")
 
 
+def _soup(options):
+    from tfface.training.soup import soup
+
+    run = soup(options.runs, options.out, options.data_dir, options.bfloat16, progress=print)
+    print(f"{run.folder}: measure it by `tfface evaluate {run.folder}`")
+
+
 def _report(options):
     from tfface import commands
 
@@ -692,6 +699,13 @@ def _compare_options(parser):
     )
 
 
+def _soup_options(parser):
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folders of two or more finished runs of one network")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder of the run that is written")
+    _data_options(parser)
+    _compute_options(parser)
+
+
 def _robustness_options(parser):
     parser.add_argument("model", metavar="MODEL", help="folder of a run, or a model of the package: arg, compact")
     parser.add_argument("--split", default="test", help="split, or a part of it: test[:1000] (default: test)")
@@ -772,6 +786,12 @@ VERBS = {
         _calibrate,
         _calibrate_options,
         "tfface calibrate runs/arg/seed-0",
+    ),
+    "soup": (
+        "average the weights of runs that began at the same ones",
+        _soup,
+        _soup_options,
+        "tfface soup runs/arg-finetune/seed-0 runs/arg-distilled/seed-0 --out runs/arg-soup/seed-0",
     ),
     "report": ("write the report of a run", _report, _report_options, "tfface report runs/arg"),
     "compare": (

@@ -8,7 +8,11 @@ def installed_version(package: str) -> str | None:
 
     TensorFlow goes by other names, too, such as tensorflow-cpu: the packages that bring a module of its name count.
     """
-    for name in (package, *packages_distributions().get(package.replace("-", "_"), ())):
+    try:
+        return version(package)
+    except PackageNotFoundError:  # who brings what is read from every package's list of files: a second
+        others = packages_distributions().get(package.replace("-", "_"), ())
+    for name in others:
         try:
             return version(name)
         except PackageNotFoundError:

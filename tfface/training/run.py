@@ -171,7 +171,15 @@ def read_trained(model: keras.Model, file: str | Path) -> None:
     Raises:
         UserError: the file is damaged, or a layer is absent or has other shapes.
     """
-    part = load_saved(file)
+    put_trained(model, load_saved(file), file)
+
+
+def put_trained(model: keras.Model, part: keras.Model, file: str | Path = "") -> None:
+    """Put the weights of a trained part, read from `file`, into the layers of `model` that have its names.
+
+    Raises:
+        UserError: a layer is absent or has other shapes.
+    """
     names = {layer.name for layer in model.layers}
     for layer in part.layers:
         if not layer.weights:
