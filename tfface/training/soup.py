@@ -18,10 +18,10 @@ import numpy as np
 from tfface import files
 from tfface.data import pipeline
 from tfface.errors import UserError
+from tfface.labels import age_bin
 from tfface.models.saved import load_saved
-from tfface.training import batches
+from tfface.tasks import Task, bins_of
 from tfface.training.features import outputs_of
-from tfface.training.fit import loss_of
 from tfface.training.run import Run, put_trained
 
 
@@ -32,23 +32,25 @@ def soup(
     bfloat16: bool = False,
     progress: Callable[[str], None] = lambda words: None,
 ) -> Run:
-    """Average the weights of runs, one after another as long as the loss on validation does not rise.
+    """Average the weights of runs, one after another as long as accuracy on validation does not fall.
 
-    The runs are taken in the order of that loss, and the first alone is the least that comes out.
+    What is compared is the mean accuracy over the tasks (of an age, that of the ARG poster's nine bins), as in the
+    paper: no loss, which hangs on how sure a network is, and means are less sure. The runs are taken in the order of
+    their accuracy; the best alone is the least that comes out.
 
     Args:
         folders: of two or more finished runs of one network.
         out: folder of the run that is written: the recipe and the data of the best, the mean as its trained part, and
-            soup.json, which names every run, its loss, and whether it went in. It has no epochs of its own.
+            soup.json, which names every run, its accuracies, and whether it went in. It has no epochs of its own.
         data_dir: where data sets are prepared; the validation split of the first run's data chooses.
         bfloat16: compute frozen features in bfloat16.
-        progress: is told each loss as it is measured.
+        progress: is told each measurement as it is made.
 
     Returns:
         The run.
 
     Raises:
-        UserError: fewer than two runs; one that is not finished, of another network, or whose loss is no number; or
+        UserError: fewer than two runs, one that is not finished or of another network, a recipe without attributes, or
             `out` holds something.
     """
     runs = [Run(folder) for folder in folders]
@@ -67,54 +69,65 @@ def soup(
         if other != shapes[0] or run.recipe().train_from != recipe.train_from:
             raise UserError(
                 f"{run.folder} is of another network than {runs[0].folder}: their weights have no mean. Expected the "
-                "same recipe, image size, heads and train_from."
+                "same recipe, heads and train_from."
             )
 
     builder = pipeline.open_dataset(recipe.data, data_dir)
     adapted = recipe.adapted(pipeline.class_names(builder))
     tasks = [task for task in adapted.tasks() if task.is_attribute]
+    if not tasks:
+        raise UserError(f"The recipe {recipe.name} learns no attribute of a face: there is no accuracy to choose by.")
     labels = pipeline.label_arrays(builder, adapted.validation_split)
-    truth, known = batches.encode(tasks, labels), batches.weights(tasks, labels)
     part = parts[0]
     whole = recipe.model() if recipe.train_from else part  # what lies below was not trained: it is the recipe's
 
-    def loss_with(weights: Sequence[np.ndarray]) -> float:
+    def accuracies_with(weights: Sequence[np.ndarray]) -> dict[str, float]:
         part.set_weights(weights)
         if whole is not part:
             put_trained(whole, part)
         outputs = outputs_of(adapted, whole, builder, adapted.validation_split, bfloat16, progress=False)
-        return sum(
-            task.weight
-            * float(loss_of(task, 0.0)(truth[task.name], outputs[task.name], sample_weight=known[task.name]))
-            for task in tasks
-        )
+        return {task.name: _accuracy(task, outputs[task.name], labels[task.label]) for task in tasks}
+
+    def told(words: str, found: dict[str, float]) -> float:
+        each = ", ".join(f"{name} {value:.4f}" for name, value in found.items())
+        score = float(np.mean(list(found.values())))
+        progress(f"{words}: accuracy on validation {each}; mean {score:.4f}")
+        return score
 
     weights = [part.get_weights() for part in parts]
-    losses = []
+    accuracies, scores = [], []
     for run, own in zip(runs, weights, strict=True):
-        losses.append(loss_with(own))
-        if not np.isfinite(losses[-1]):
-            raise UserError(f"{run.folder} answers with what is no number (loss {losses[-1]}): leave it out.")
-        progress(f"{run.folder}: loss on validation {losses[-1]:.4f}")
-    order = np.argsort(losses, kind="stable")
-    chosen, best, mean = [order[0]], losses[order[0]], weights[order[0]]
+        accuracies.append(accuracies_with(own))
+        scores.append(told(str(run.folder), accuracies[-1]))
+    order = np.argsort(np.negative(scores), kind="stable")
+    chosen, best, mean = [order[0]], accuracies[order[0]], weights[order[0]]
     for index in order[1:]:
         count = len(chosen)
         tried = [(old * count + new) / (count + 1) for old, new in zip(mean, weights[index], strict=True)]
-        loss = loss_with(tried)
-        kept = loss <= best
-        progress(f"with {runs[index].folder}: {loss:.4f}, {'kept' if kept else 'left out'}")
-        if kept:
-            chosen, best, mean = [*chosen, index], loss, tried
+        found = accuracies_with(tried)
+        score = told(f"with {runs[index].folder}", found)
+        if score >= np.mean(list(best.values())):
+            chosen, best, mean = [*chosen, index], found, tried
+    progress(f"taken: {', '.join(str(runs[index].folder) for index in chosen)}")
     part.set_weights(mean)
     made.folder.mkdir(parents=True, exist_ok=True)
     with files.written_aside(made.trained_file) as target:
         part.save(target)
     rows = [
-        {"run": str(run.folder), "loss": loss, "in": index in chosen}
-        for index, (run, loss) in enumerate(zip(runs, losses, strict=True))
+        {"run": str(run.folder), "accuracy": own, "in": index in chosen}
+        for index, (run, own) in enumerate(zip(runs, accuracies, strict=True))
     ]
-    files.write_json(made.folder / "soup.json", {"loss": best, "runs": rows})
+    files.write_json(made.folder / "soup.json", {"accuracy": best, "runs": rows})
     files.write_json(made.config_file, {**runs[order[0]].config(), "soup": [row["run"] for row in rows if row["in"]]})
     files.write_json(made.done_file, {"best_epoch": 0, "seconds": 0.0})
     return made
+
+
+def _accuracy(task: Task, output: np.ndarray, label: np.ndarray) -> float:
+    """Share of the faces that are told rightly, of those whose label is known; 0 where the network gives no numbers."""
+    output, label = output[label >= 0], label[label >= 0]
+    if not np.isfinite(output).all():
+        return 0.0
+    if task.is_age:
+        return float((bins_of(task, output).argmax(axis=1) == age_bin(label)).mean())
+    return float((output.argmax(axis=1) == task.targets[label].argmax(axis=1)).mean())
