@@ -49,6 +49,7 @@ ONLY_PARSED = {
     "prune runs/": "needs a run and its data: tests/pruning",
     "reproduce": "hours; every recipe at tiny size in tests/recipes",
     "robustness": "needs a data set of faces: tests/evaluation",
+    "soup": "needs runs and their data: tests/training",
     "stream": "needs a camera or a clip: tests/online",
     "sweep": "hours; at tiny size in tests/training",
     "train": "hours; at tiny size in tests/training",
