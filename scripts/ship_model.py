@@ -129,7 +129,7 @@ def main():
         about=ABOUT[options.name],
         command=options.command.replace("\\n", "\n    "),
         sha256=files.sha256(target / "trained.keras"),
-        data=config["data"]["name"].replace("+", " and "),
+        data="+".join(filter(None, (config["data"]["name"], config["recipe"].get("extra_data")))).replace("+", " and "),
         scores="\n\n".join(
             [scores(name, figures) for name, figures in tests.items()]
             + pairs(metrics)

@@ -176,9 +176,10 @@ def _calibrate(options):
 
 
 def _soup(options):
+    from tfface.commands import say
     from tfface.training.soup import soup
 
-    run = soup(options.runs, options.out, options.data_dir, options.bfloat16, progress=print)
+    run = soup(options.runs, options.out, options.data_dir, options.bfloat16, progress=say)
     print(f"{run.folder}: measure it by `tfface evaluate {run.folder}`")
 
 

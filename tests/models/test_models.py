@@ -11,6 +11,13 @@ PARAMETERS = {"inception_resnet_v1": 22_808_144}
 
 DTYPES = ("float32", "mixed_bfloat16", "mixed_float16")
 
+TRAINED = [
+    (name, policy)
+    for name in sorted(MODELS)
+    for policy in DTYPES
+    if name != "inception_resnet_v1" or policy == "float32"  # arg is the same network with heads
+]
+
 
 def images(model, count=4):
     return np.random.default_rng(0).uniform(0, 255, (count, *model.input_shape[1:])).astype("float32")
@@ -68,8 +75,7 @@ def test_predict_on_arrays_is_predict_on_a_dataset(named_model):
         np.testing.assert_allclose(values, expected[name], atol=1e-6)
 
 
-@pytest.mark.parametrize("policy", DTYPES)
-@pytest.mark.parametrize("name", sorted(MODELS))
+@pytest.mark.parametrize(("name", "policy"), TRAINED)
 def test_one_step_of_training(name, policy):
     keras.utils.set_random_seed(0)
     before = keras.mixed_precision.dtype_policy()

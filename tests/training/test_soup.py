@@ -6,6 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
+from tfface import commands
 from tfface.cli import main
 from tfface.errors import UserError
 from tfface.models.saved import load_saved
@@ -53,6 +54,9 @@ def test_equal_runs_are_all_taken(tiny_run, copy, data_dir, tmp_path):
     same = copy("same", lambda weight: weight)
     mixed = soup([tiny_run.folder, same.folder], tmp_path / "soup", data_dir)
     assert len(mixed.config()["soup"]) == 2
+    commands.evaluate(mixed.folder, "test", data_dir=data_dir)
+    report = json.loads(commands.report(mixed.folder, data_dir)["json"].read_text())
+    assert report["summary"].startswith(f"The mean of the weights of {tiny_run.folder} and {same.folder}; the best of")
 
 
 def test_what_cannot_be_mixed_is_named(tiny_run, copy, data_dir, tmp_path):

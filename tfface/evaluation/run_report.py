@@ -69,7 +69,7 @@ def report(folder: str | Path, data_dir: str | Path | None = None, command: str 
     return write_report(
         folder,
         title=recipe.title,
-        summary=f"Trained on {config['data']['name']}{reported}{chosen}"
+        summary=f"{_learnt_from(config)}{reported}{chosen}"
         + synthetic * config["data"]["name"].startswith("synthetic"),
         metrics={shown: every[0][shown], **every[0]} if shown else None,
         predictions=predictions,
@@ -83,6 +83,19 @@ def report(folder: str | Path, data_dir: str | Path | None = None, command: str 
         licences=recipe.licences,
         notes=notes_on(builder, recipe, len(runs)),
     )
+
+
+def _learnt_from(config: dict) -> str:
+    """On what a run was trained, and from which others it learnt."""
+    recipe = config["recipe"]
+    words = f"rained on {config['data']['name']}"
+    if recipe.get("extra_data"):
+        words += f" and the training faces of {recipe['extra_data']}"
+    if recipe.get("distill_from"):
+        words += f", from labels and from what {recipe['distill_from']} says of each face"
+    if "soup" in config:
+        return f"The mean of the weights of {' and '.join(config['soup'])}; the best of them was t{words}"
+    return f"T{words}"
 
 
 def _mean_and_spread(values: list[float]) -> tuple[float | None, float | None]:

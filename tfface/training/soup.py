@@ -85,7 +85,7 @@ def soup(
         part.set_weights(weights)
         if whole is not part:
             put_trained(whole, part)
-        outputs = outputs_of(adapted, whole, builder, adapted.validation_split, bfloat16, progress=False)
+        outputs = outputs_of(adapted, whole, builder, adapted.validation_split, bfloat16)
         return {task.name: _accuracy(task, outputs[task.name], labels[task.label]) for task in tasks}
 
     def told(words: str, found: dict[str, float]) -> float:
