@@ -160,10 +160,10 @@ def test_what_a_run_says_is_mixed_with_labels_and_stands_alone_where_there_is_no
     monkeypatch.setattr(
         teacher, "outputs_of", lambda *arguments: asked.append(arguments) or {**said, "age_group": np.zeros((12, 9))}
     )
-    for _ in range(2):
-        taught = teacher.distilled_targets("run", 0.2, (gender, race), joined, "train", progress=False)
-    assert len(asked) == 1
     truth = pipeline.label_arrays(joined, "train")
+    for _ in range(2):
+        taught = teacher.distilled_targets("run", 0.2, (gender, race), joined, "train", truth, progress=False)
+    assert len(asked) == 1
     [fifth] = np.flatnonzero(truth["key"] == "wide/5.png")  # the second gender, the sixth race
     np.testing.assert_allclose(taught["gender"][fifth], [0.1, 0.9])
     np.testing.assert_allclose(taught["race"][fifth], 0.2 * said["race"][0] + 0.8 * np.eye(7)[5], atol=1e-6)
@@ -176,6 +176,8 @@ def test_what_a_run_says_is_mixed_with_labels_and_stands_alone_where_there_is_no
     assert [len(batch) for batch in seen] == [2, 2, 2]
     np.testing.assert_allclose(sum(batch[1]["race"].numpy().sum() for batch in seen), taught["race"].sum(), rtol=0.2)
     with pytest.raises(UserError, match="distill_share must be above 0"):
-        teacher.distilled_targets("run", 0.0, (gender,), joined, "train")
+        teacher.distilled_targets("run", 0.0, (gender,), joined, "train", truth)
     with pytest.raises(UserError, match="cannot teach race"):
-        teacher.distilled_targets("run", 0.5, (tasks.classification("race", labels.UTKFACE_RACES),), joined, "train")
+        teacher.distilled_targets(
+            "run", 0.5, (tasks.classification("race", labels.UTKFACE_RACES),), joined, "train", truth
+        )

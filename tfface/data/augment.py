@@ -91,7 +91,8 @@ NORMALS = 1 << 22
 
 @functools.cache
 def _normals() -> tf.Tensor:
-    with tf.init_scope():  # outside the graph that asks for it, which would hold a copy
+    # Outside the graph that asks for it, which would hold a copy, and where images are decoded.
+    with tf.init_scope(), tf.device("CPU"):
         return tf.constant(np.random.default_rng(0).standard_normal(NORMALS, "float32"))
 
 

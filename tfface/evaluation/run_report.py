@@ -88,14 +88,14 @@ def report(folder: str | Path, data_dir: str | Path | None = None, command: str 
 def _learnt_from(config: dict) -> str:
     """On what a run was trained, and from which others it learnt."""
     recipe = config["recipe"]
-    words = f"rained on {config['data']['name']}"
+    words = f"trained on {config['data']['name']}"
     if recipe.get("extra_data"):
         words += f" and the training faces of {recipe['extra_data']}"
     if recipe.get("distill_from"):
         words += f", from labels and from what {recipe['distill_from']} says of each face"
     if "soup" in config:
-        return f"The mean of the weights of {' and '.join(config['soup'])}; the best of them was t{words}"
-    return f"T{words}"
+        words = f"the mean of the weights of {' and '.join(config['soup'])}; the best of them was {words}"
+    return words[0].upper() + words[1:]
 
 
 def _mean_and_spread(values: list[float]) -> tuple[float | None, float | None]:

@@ -45,7 +45,7 @@ class Retraining:
 
     def taylor(self) -> dict:
         """What the importance "taylor" asks for: batches of the training split, and the losses."""
-        taught = taught_targets(self.recipe, self.source, "train", self.data_dir)
+        taught = taught_targets(self.recipe, self.source, "train", self.labels, self.data_dir)
         few = batches.image_batches(self.source, "train", self.recipe, 0, taught).take(TAYLOR_BATCHES)
         smoothing = self.recipe.label_smoothing
         return {"data": few, "loss": {task.name: loss_of(task, smoothing) for task in self.recipe.tasks()}}

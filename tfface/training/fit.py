@@ -181,7 +181,9 @@ def prepared(
     size, steps = batches.steps_of(labels["train"], recipe)
     across.check(size)
     with across.one_at_a_time():
-        taught = {part: taught_targets(recipe, *source, data_dir, bfloat16) for part, source in sources.items()}
+        taught = {
+            part: taught_targets(recipe, *source, labels[part], data_dir, bfloat16) for part, source in sources.items()
+        }
     names = [task.name for task in recipe.tasks()]
     if recipe.train_from:
         with across.scope():

@@ -100,14 +100,14 @@ def soup(
         accuracies.append(accuracies_with(own))
         scores.append(told(str(run.folder), accuracies[-1]))
     order = np.argsort(np.negative(scores), kind="stable")
-    chosen, best, mean = [order[0]], accuracies[order[0]], weights[order[0]]
+    chosen, accuracy, best, mean = [order[0]], accuracies[order[0]], scores[order[0]], weights[order[0]]
     for index in order[1:]:
         count = len(chosen)
         tried = [(old * count + new) / (count + 1) for old, new in zip(mean, weights[index], strict=True)]
         found = accuracies_with(tried)
         score = told(f"with {runs[index].folder}", found)
-        if score >= np.mean(list(best.values())):
-            chosen, best, mean = [*chosen, index], found, tried
+        if score >= best:
+            chosen, accuracy, best, mean = [*chosen, index], found, score, tried
     progress(f"taken: {', '.join(str(runs[index].folder) for index in chosen)}")
     part.set_weights(mean)
     made.folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def soup(
         {"run": str(run.folder), "accuracy": own, "in": index in chosen}
         for index, (run, own) in enumerate(zip(runs, accuracies, strict=True))
     ]
-    files.write_json(made.folder / "soup.json", {"accuracy": best, "runs": rows})
+    files.write_json(made.folder / "soup.json", {"accuracy": accuracy, "runs": rows})
     files.write_json(made.config_file, {**runs[order[0]].config(), "soup": [row["run"] for row in rows if row["in"]]})
     files.write_json(made.done_file, {"best_epoch": 0, "seconds": 0.0})
     return made

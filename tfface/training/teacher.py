@@ -4,7 +4,7 @@ and uncovered, or the outputs of a trained run."""
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -32,7 +32,12 @@ CHUNK = 4096
 
 
 def taught_targets(
-    recipe: Recipe, builder, split: str, data_dir: str | Path | None = None, bfloat16: bool = False
+    recipe: Recipe,
+    builder,
+    split: str,
+    labels: Mapping[str, np.ndarray],
+    data_dir: str | Path | None = None,
+    bfloat16: bool = False,
 ) -> dict[str, np.ndarray]:
     """What the teachers of a recipe say of a split, for `batches.image_batches`; empty where it has none.
 
@@ -41,6 +46,7 @@ def taught_targets(
         builder: the student's data set.
         split: name of the split. Labels are mixed with outputs on the training split alone: the epoch that is kept is
             the one that agrees with labels.
+        labels: of that split (`pipeline.label_arrays`).
         data_dir: where data sets are prepared.
         bfloat16: compute frozen layers in bfloat16 (see `cached_features`).
 
@@ -59,7 +65,9 @@ def taught_targets(
         data = recipe.teacher_data or recipe.data
         taught["embedding"] = teacher_embeddings(recipe.teacher, data, builder, split, data_dir, bfloat16)
     if recipe.distill_from and split == recipe.train_split:
-        taught |= distilled_targets(recipe.distill_from, recipe.distill_share, recipe.tasks(), builder, split, bfloat16)
+        taught |= distilled_targets(
+            recipe.distill_from, recipe.distill_share, recipe.tasks(), builder, split, labels, bfloat16
+        )
     return taught
 
 
@@ -137,6 +145,7 @@ def distilled_targets(
     tasks: Sequence[Task],
     builder,
     split: str,
+    labels: Mapping[str, np.ndarray],
     bfloat16: bool = False,
     progress: bool = True,
 ) -> dict[str, np.ndarray]:
@@ -152,6 +161,7 @@ def distilled_targets(
         tasks: what the student learns; of them those that say something of a face are taught.
         builder: the student's data set.
         split: name of the split.
+        labels: of that split (`pipeline.label_arrays`).
         bfloat16: compute frozen layers in bfloat16 (see `cached_features`).
         progress: draw a progress bar.
 
@@ -180,7 +190,6 @@ def distilled_targets(
         outputs = outputs_of(recipe, model, builder, split, bfloat16, progress)
         with files.written_aside(cache) as aside:
             np.savez(aside, **{name: outputs[name] for name in own})
-    labels = pipeline.label_arrays(builder, split)
     truth, known = batches.encode(tasks, labels), batches.weights(tasks, labels)
     with np.load(cache) as outputs:
         shares = {task.name: np.where(known[task.name] > 0, share, 1.0)[:, None] for task in tasks}
