@@ -174,12 +174,13 @@ def stages(photos: list[np.ndarray], min_face_size: int, repeats: int) -> None:
 
     for photo in photos:
         timed("all", detector, [photo])
-        levels = pyramid.pyramid(*photo.shape[:2], detector.min_face_size, mtcnn.PIECE_PIXELS)
-        canvas = timed("drawing the pyramid", levels.draw, photo[None])
-        for top in levels.strips():
-            timed("P-Net", detector._search, canvas[:, top : top + levels.strip_pixels()])
-        for width, height in levels.boxes[:, 2:] - levels.boxes[:, :2]:
-            work["P-Net"] += multiply_adds(networks[0], height, width, 3)
+        for canvas in pyramid.pyramid(*photo.shape[:2], detector.min_face_size, mtcnn.PIECE_PIXELS):
+            drawn = timed("drawing the pyramid", canvas.draw, photo[None])
+            for top in canvas.strips():
+                strip = (drawn[:, top : top + canvas.strip_pixels()], canvas.strip_edges(top, 1))
+                timed("P-Net", detector._propose, *map(tf.convert_to_tensor, strip))
+            for width, height in canvas.boxes[:, 2:] - canvas.boxes[:, :2]:
+                work["P-Net"] += multiply_adds(networks[0], height, width, 3)
         rows = detector._proposals(photo[None])
         pixels, counts = tf.convert_to_tensor(photo[None]), []
         for stage, network, compiled, size in zip(

@@ -90,31 +90,38 @@ def test_pyramid_scales_are_the_package_s():
 @pytest.mark.parametrize(("height", "width"), [(480, 640), (333, 250), (250, 250), (41, 700)])
 def test_levels_lie_apart_and_hold_the_averages_of_areas(height, width):
     photo = np.random.default_rng(height).integers(0, 256, (1, height, width, 3), np.uint8)
-    levels = pyramid.pyramid(height, width, 20.0, 1 << 14)
-    canvas = levels.draw(photo)[0]
-    assert canvas.shape == (*levels.shape, 4)
-    assert canvas[..., 3].sum() == canvas[..., 3].size - (levels.boxes[:, 2:] - levels.boxes[:, :2]).prod(axis=1).sum()
-    assert canvas.shape[0] * canvas.shape[1] < 2.6 * height * width * 0.6**2
-    for scale, (x0, y0, x1, y1) in zip(levels.scales, levels.boxes, strict=True):
-        assert (x1 - x0, y1 - y0) == (int(width * scale), int(height * scale))
-        expected = tf.image.resize(photo[0], (y1 - y0, x1 - x0), tf.image.ResizeMethod.AREA)
-        np.testing.assert_allclose(canvas[y0:y1, x0:x1, :3], expected, atol=0.01)
+    canvases = pyramid.pyramid(height, width, 20.0, 1 << 14)
+    assert sum(np.prod(canvas.shape) for canvas in canvases) < 2.6 * height * width * 0.6**2
+    scales = np.concatenate([canvas.scales for canvas in canvases])
+    np.testing.assert_allclose(scales, pyramid.pyramid_scales(height, width, 20), rtol=1e-6)
+    for canvas in canvases:
+        drawn = canvas.draw(photo)[0]
+        assert drawn.shape == (*canvas.shape, 3)
+        taken = np.zeros(canvas.shape, int)
+        for scale, (x0, y0, x1, y1) in zip(canvas.scales, canvas.boxes, strict=True):
+            assert (x1 - x0, y1 - y0) == (int(width * scale), int(height * scale))
+            expected = tf.image.resize(photo[0], (y1 - y0, x1 - x0), tf.image.ResizeMethod.AREA)
+            np.testing.assert_allclose(drawn[y0:y1, x0:x1], expected, atol=0.01)
+            taken[y0:y1, x0:x1] += 1
+        assert taken.max() == 1
+        assert not drawn[taken == 0].any()
 
 
-def test_a_canvas_gives_what_levels_alone_give():
+def test_canvases_give_what_levels_alone_give():
     """To the border, where the pooling of a level of odd size takes in less than elsewhere."""
     network = mtcnn._pretrained(mtcnn.proposal_network())
     features = keras.Model(network.input, network.layers[-2].output)
-    levels = pyramid.pyramid(203, 251, 20.0, 1 << 20)
-    canvas = levels.draw(np.random.default_rng(0).integers(0, 256, (1, 203, 251, 3), np.uint8))
-    found = np.asarray(mtcnn._canvas_network(network)(canvas))[0]
-    sizes = levels.boxes[:, 2:] - levels.boxes[:, :2]
-    assert (sizes % 2).any(axis=0).all()
-    for number, (x0, y0, x1, y1) in enumerate(levels.boxes):
-        alone = np.asarray(features(canvas[:, y0:y1, x0:x1, :3]))[0]
-        own = levels.level == number
-        assert own.sum() == alone.shape[0] * alone.shape[1]
-        np.testing.assert_allclose(found[own], alone.reshape(-1, 32), atol=1e-4)
+    photos = np.random.default_rng(0).integers(0, 256, (2, 203, 251, 3), np.uint8)
+    for canvas in pyramid.pyramid(203, 251, 20.0, 1 << 20):
+        drawn = canvas.draw(photos)
+        found = np.asarray(mtcnn._canvas_features(network, drawn, canvas.strip_edges(0, 2)))
+        sizes = canvas.boxes[:, 2:] - canvas.boxes[:, :2]
+        assert (sizes % 2).any()
+        for number, (x0, y0, x1, y1) in enumerate(canvas.boxes):
+            alone = np.asarray(features(drawn[:, y0:y1, x0:x1]))
+            own = canvas.level == number
+            assert own.sum() == alone.shape[1] * alone.shape[2]
+            np.testing.assert_allclose(found[:, own], alone.reshape(2, -1, 32), atol=1e-4)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ Zhang et al., "Joint Face Detection and Alignment using Multitask Cascaded Convo
 weights are those of the package mtcnn 1.0.0 (`tfface/assets/detectors.md`); the scales, thresholds and
 suppressions are its own too, so that the same faces come out, only sooner:
 
-- each level of the pyramid is drawn and searched once for all photos of one size;
+- all levels of a photo's pyramid lie on one canvas, and the canvases of photos of one size are searched together;
 - the candidates of all photos of a batch go through R-Net and O-Net together;
 - only candidates leave the compiled graph, never whole maps.
 """
@@ -35,8 +35,8 @@ PIECE_PIXELS = 1 << 18
 """P-Net sees about this many pixels at once: 22 MiB after its first layer."""
 
 LOT_PIXELS = 128 * 24 * 24
-"""R-Net and O-Net see at most so many pixels of candidates at once, 128 and 32 of them, and at least an eighth: few
-numbers of candidates, since each that is new costs milliseconds of planning."""
+"""R-Net and O-Net see at most so many pixels of candidates at once, 128 and 32 of them, in steps of a 32nd: each number
+of candidates that is new costs about a millisecond of planning, each that pads a lot is work for nothing."""
 
 
 @keras.saving.register_keras_serializable("tfface")
@@ -51,7 +51,16 @@ class PReLU(layers.Layer):
         self.slope = self.add_weight(shape=shape[-1:], name="slope")
 
     def call(self, x):
-        return keras.ops.maximum(x, self.slope * x)
+        if len(x.shape) == 2:
+            return keras.ops.maximum(x, self.slope * x)
+        # By whole rows of pixels: 11 or 30 slopes at a time, vectors of 16 numbers would seldom lie within a pixel.
+        shape = keras.ops.shape(x)
+        slopes = keras.ops.tile(self.slope, [shape[2]])
+        x = keras.ops.reshape(x, (-1, shape[2] * x.shape[3]))
+        return keras.ops.reshape(keras.ops.maximum(x, slopes * x), shape)
+
+    def compute_output_shape(self, shape):
+        return shape
 
 
 def proposal_network() -> keras.Model:
@@ -97,28 +106,19 @@ def _dense(x, units: int, outputs: int):
     return layers.Dense(outputs, name="head")(PReLU(name="dense_slope")(x))
 
 
-def _canvas_network(network: keras.Model) -> keras.Model:
-    """P-Net up to its last features, on canvases of several levels: (n, height, width, 4) to (n, rows, columns, 32).
+def _canvas_features(network: keras.Model, canvases, edges):
+    """What P-Net's last layer sees of canvases of several levels: (n, height, width, 3) to (n, rows, columns, 32).
 
-    The fourth channel is 1 outside the levels. What the first layer makes of windows that reach there is pushed below
-    all else, so the pooling after it passes it by, as it does at the border of a level that stands alone. That works
-    on both signs of max(x, slope * x) only before the maximum; and the greatest of maxima is the maximum of the
-    greatest, so x and slope * x are two convolutions, pooled each, and the maximum has a quarter of the work.
+    The pooling of a level of odd size takes in less at its border than elsewhere; here it would take in what lies
+    outside the level, so those values (`pyramid.Canvas.strip_edges`) are set right.
     """
-    inputs = layers.Input((None, None, 4))
-    kernel, bias = network.get_layer("conv1").get_weights()
-    (slope,) = network.get_layer("conv1_slope").get_weights()
-    outside = np.zeros((3, 3, 1, len(bias)), np.float32)
-    outside[-1, -1] = -1e6  # the corner that leaves a level first, to the right or below
-    branches = []
-    for factor in (np.ones_like(slope), slope):
-        branch = layers.Conv2D(len(bias), 3)
-        branches.append(layers.MaxPooling2D(2)(branch(inputs)))
-        branch.set_weights([np.concatenate([kernel * factor, outside], axis=2), bias * factor])
-    x = layers.Maximum()(branches)
-    for layer in network.layers[4:-1]:
-        x = layer(x)
-    return keras.Model(inputs, x)
+    _, convolution, slope, pooling, *features, _ = network.layers
+    maps = slope(convolution(canvases))
+    inside = tf.reduce_max(tf.gather_nd(maps, edges[:, 1:]), axis=1)
+    maps = tf.tensor_scatter_nd_update(pooling(maps), edges[:, 0], inside)
+    for layer in features:
+        maps = layer(maps)
+    return maps
 
 
 def _pretrained(network: keras.Model) -> keras.Model:
@@ -196,20 +196,20 @@ class MTCNN(Detector):
         self.refinement_threshold = refinement_threshold
         self.score_threshold = score_threshold
         pnet = _pretrained(proposal_network())
-        features, head = _canvas_network(pnet), pnet.get_layer("head")
+        head = pnet.get_layer("head")
         kernel, bias = head.kernel[0, 0], head.bias
         logit = float(np.log(proposal_threshold / (1 - proposal_threshold)))
 
-        def propose(canvases):  # the box offsets are computed for the candidates alone
-            maps = features(canvases)
-            shape = tf.shape(maps)
+        def propose(canvases, edges):
+            maps = _canvas_features(pnet, canvases, edges)
+            shape = tf.shape(maps)  # the box offsets are computed for the candidates alone
             logits = tf.reshape(tf.reshape(maps, (-1, kernel.shape[0])) @ kernel[:, :1], shape[:3])
             places = tf.where(logits > logit - bias[0])
             return tf.cast(places, tf.int32), tf.gather_nd(maps, places) @ kernel + bias
 
         photos, candidates = tf.TensorSpec((None, None, None, 3), tf.uint8), tf.TensorSpec((None, 6))
         self._cut = _compiled(_cut, photos, candidates, tf.TensorSpec((), tf.int32))
-        self._propose = _compiled(propose, tf.TensorSpec((None, None, None, 4)))
+        self._propose = _compiled(propose, tf.TensorSpec((None, None, None, 3)), tf.TensorSpec((None, 3, 3), tf.int32))
         self._refine = _compiled(_pretrained(refinement_network()), tf.TensorSpec((None, 24, 24, 3)))
         self._finish = _compiled(_pretrained(output_network()), tf.TensorSpec((None, 48, 48, 3)))
         self._threads = ThreadPoolExecutor(2)  # one level's resizing and suppression hide behind another's network
@@ -247,24 +247,25 @@ class MTCNN(Detector):
 
     def _proposals(self, stack: np.ndarray) -> np.ndarray:
         """P-Net's candidates of photos of one size, squared: rows of (photo, x0, y0, x1, y1, score)."""
-        levels = pyramid.pyramid(*stack.shape[1:3], self.min_face_size, PIECE_PIXELS)
-        rows = [np.zeros((0, 7), np.float32)]
-        if levels:
-            at_once, drawn = (max(1, times * PIECE_PIXELS // math.prod(levels.shape)) for times in (1, 4))
-            for start in range(0, len(stack), drawn):
-                canvases = levels.draw(stack[start : start + drawn], self._threads.map)
-                corners = list(itertools.product(range(0, len(canvases), at_once), levels.strips()))
-                pieces = [canvases[n : n + at_once, top : top + levels.strip_pixels()] for n, top in corners]
-                found = self._threads.map(self._search, pieces)
-                for (first, top), (places, values) in zip(corners, found, strict=True):
-                    places += (start + first, top // pyramid.STRIDE, 0)
-                    rows.append(_placed(places, values, levels))
-        rows = _suppressed(np.concatenate(rows), 0.5, by=(0, 6))
-        return _squared(_suppressed(rows[:, :6], 0.7))
+        canvases = pyramid.pyramid(*stack.shape[1:3], self.min_face_size, PIECE_PIXELS)
+        at_once = max(1, PIECE_PIXELS // max((math.prod(canvas.shape) for canvas in canvases), default=1))
+        tasks = list(itertools.product(range(0, len(stack), at_once), canvases))
+        found = self._threads.map(lambda task: self._search(task[1], stack[task[0] : task[0] + at_once]), tasks)
+        rows = [np.zeros((0, 6), np.float32)]
+        for (start, _), some in zip(tasks, found, strict=True):
+            rows.append(some + np.array([start, 0, 0, 0, 0, 0], np.float32))
+        return _squared(_suppressed(np.concatenate(rows), 0.7))
 
-    def _search(self, strips: np.ndarray) -> list[np.ndarray]:
-        """Cells of strips of canvases that P-Net takes for faces: places (photo, row, column), logit and offsets."""
-        return [array.numpy() for array in self._propose(tf.convert_to_tensor(strips))]
+    def _search(self, canvas: pyramid.Canvas, photos: np.ndarray) -> np.ndarray:
+        """P-Net's candidates on some levels of photos, suppressed level by level: rows as those of `_proposals`."""
+        drawn, rows = canvas.draw(photos), []
+        for top in canvas.strips():
+            strips, edges = drawn[:, top : top + canvas.strip_pixels()], canvas.strip_edges(top, len(photos))
+            found = self._propose(tf.convert_to_tensor(strips), tf.convert_to_tensor(edges))
+            places, values = (array.numpy() for array in found)
+            places[:, 1] += top // pyramid.STRIDE
+            rows.append(_placed(places, values, canvas))
+        return _suppressed(np.concatenate(rows), 0.5, by=(0, 6))[:, :6]
 
     def _run(self, network, stacks: list[tf.Tensor], candidates: list[np.ndarray]) -> list[np.ndarray]:
         """Cuts the candidates of all stacks out and runs them through R-Net or O-Net together."""
@@ -274,18 +275,24 @@ class MTCNN(Detector):
             return [np.zeros((0, 15), np.float32) for _ in candidates]
         size = network.structured_input_signature[0][0].shape[1]
         most = max(1, LOT_PIXELS // size**2)
-        step = max(1, most // 8)
+        step = max(1, most // 32)
         lots = pyramid.shares(total, most)
         lot = -(-total // (lots * step)) * step
         padding = np.zeros((lots * lot - total, 6), np.float32)
         candidates = [*candidates[:-1], np.concatenate([candidates[-1], padding])]
-        crops = [
-            self._cut(*pair, tf.constant(size))
-            for pair in zip(stacks, map(tf.convert_to_tensor, candidates), strict=True)
-        ]
-        crops = tf.split(tf.concat(crops, axis=0), lots)
-        values = np.concatenate(list(self._threads.map(lambda crops: network(crops).numpy(), crops)))
-        return np.split(values[:total], np.cumsum(counts)[:-1])
+        ends = np.cumsum([len(rows) for rows in candidates])
+
+        def values(start):
+            crops = []
+            for stack, rows, end in zip(stacks, candidates, ends, strict=True):
+                first = end - len(rows)
+                rows = rows[max(0, start - first) : max(0, start + lot - first)]
+                if len(rows):
+                    crops.append(self._cut(stack, tf.convert_to_tensor(rows), tf.constant(size)))
+            return network(crops[0] if len(crops) == 1 else tf.concat(crops, axis=0)).numpy()
+
+        found = np.concatenate(list(self._threads.map(values, range(0, lots * lot, lot))))
+        return np.split(found[:total], np.cumsum(counts)[:-1])
 
 
 def _compiled(function, *signature: tf.TensorSpec):
@@ -305,15 +312,15 @@ def _blocks(images: Sequence[np.ndarray]) -> Iterator[list[np.ndarray]]:
     yield block
 
 
-def _placed(places: np.ndarray, values: np.ndarray, levels: pyramid.Pyramid) -> np.ndarray:
+def _placed(places: np.ndarray, values: np.ndarray, canvas: pyramid.Canvas) -> np.ndarray:
     """Cells of canvases (photo, row, column) and their values as rows of (photo, x0, y0, x1, y1, score, level)."""
-    number = levels.level[places[:, 1], places[:, 2]]
+    number = canvas.level[places[:, 1], places[:, 2]]
     inside = number >= 0  # the whole window lies in one level
     places, values, number = places[inside], values[inside], number[inside]
     # A cell's window covers 12 pixels; the package counts it from its second pixel to its end.
-    origin = places[:, :0:-1] * pyramid.STRIDE - levels.boxes[number, :2]
+    origin = places[:, :0:-1] * pyramid.STRIDE - canvas.boxes[number, :2]
     boxes = np.concatenate([origin + 1, origin + pyramid.CELL], axis=1) + values[:, 1:] * (pyramid.CELL - 1)
-    boxes /= levels.scales[number, None]
+    boxes /= canvas.scales[number, None]
     return np.concatenate([places[:, :1], boxes, expit(values[:, :1]), number[:, None]], axis=1, dtype=np.float32)
 
 

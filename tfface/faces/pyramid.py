@@ -1,15 +1,13 @@
-"""The pyramid of a photo on one canvas, so that a network sees all its levels at once.
+"""The pyramid of a photo on two canvases, so that a network sees many levels at once.
 
 A level for itself costs a fixed time whatever its size, and every new size costs the time to plan its
-convolutions: ten levels pay both ten times. Side by side, level 1 right of level 0 and the small ones in what room is
-left, they take about a tenth more pixels than they have.
+convolutions: ten levels pay both ten times. The greatest level, which has half of all pixels, is one canvas; the
+others lie side by side on the second, the small ones in what room is left. So two threads have as much to do each.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -43,8 +41,8 @@ def pyramid_scales(height: int, width: int, min_face_size: float) -> list[float]
 
 
 @dataclass(frozen=True)
-class Pyramid:
-    """Where the levels of photos of one size lie on their canvas. Made by `pyramid`.
+class Canvas:
+    """Where some levels of the pyramid of photos of one size lie. Made by `pyramid`.
 
     Attributes:
         scales: (levels,), float32: from pixels of the photo to pixels of the level.
@@ -53,6 +51,11 @@ class Pyramid:
         strip: cells that a strip of the canvas is high; strips are all alike.
         level: (rows, columns) of P-Net's cells on the canvas, int8: the level that holds the whole window of a cell,
             or -1.
+        edges: (n, 3, 2), int32: the windows of P-Net's pooling that reach out of a level of odd height or width, as a
+            level that stands alone would have them: row and column of the pooled value, and of two values before
+            pooling, the greatest inside.
+        averages: (rows of all levels, height of a photo), float32: the rows of the levels, one after the other, as
+            sums of rows of the photo.
     """
 
     scales: np.ndarray
@@ -60,8 +63,10 @@ class Pyramid:
     shape: tuple[int, int]
     strip: int
     level: np.ndarray
+    edges: np.ndarray
+    averages: sparse.csr_array
 
-    def draw(self, images: np.ndarray, each: Callable = map) -> np.ndarray:
+    def draw(self, images: np.ndarray) -> np.ndarray:
         """Draws photos' levels, by averaging areas.
 
         Rows are averaged first, whole rows at a time as sums of rows; OpenCV, which takes pixels one by one, is
@@ -69,24 +74,17 @@ class Pyramid:
 
         Args:
             images: (n, height, width, 3), uint8.
-            each: applies a function to a sequence, as `map` does; an executor's does it in threads.
 
         Returns:
-            Canvases (n, *shape, 4), float32: red, green, blue in [0, 255], and 1 outside the levels.
+            Canvases (n, *shape, 3), float32: red, green, blue in [0, 255], 0 outside the levels.
         """
-        canvases = np.zeros((len(images), *self.shape, 4), np.float32)
-        canvases[..., 3] = 1
+        canvases = np.zeros((len(images), *self.shape, 3), np.float32)
         rows = images.reshape(*images.shape[:2], -1).astype(np.float32)
-
-        def draw_level(task):
-            photo, (x0, y0, x1, y1) = task
-            averaged = _area_matrix(rows.shape[1], y1 - y0) @ rows[photo]
-            level = cv2.resize(averaged.reshape(y1 - y0, -1, 3), (x1 - x0, y1 - y0), interpolation=cv2.INTER_AREA)
-            canvases[photo, y0:y1, x0:x1, :3] = level
-            canvases[photo, y0:y1, x0:x1, 3] = 0
-
-        for _ in each(draw_level, itertools.product(range(len(images)), self.boxes.tolist())):
-            pass
+        for canvas, photo in zip(canvases, rows, strict=True):
+            averaged = (self.averages @ photo).reshape(-1, *images.shape[2:])
+            for x0, y0, x1, y1 in self.boxes.tolist():
+                own, averaged = np.split(averaged, [y1 - y0])
+                cv2.resize(own, (x1 - x0, y1 - y0), canvas[y0:y1, x0:x1], interpolation=cv2.INTER_AREA)
         return canvases
 
     def strips(self) -> list[int]:
@@ -97,23 +95,35 @@ class Pyramid:
         """Rows of a strip, pixels: its cells' and what the last of them sees beyond its step."""
         return self.strip * STRIDE + CELL - STRIDE
 
+    def strip_edges(self, top: int, photos: int) -> np.ndarray:
+        """The edges of a strip of so many photos, (n, 3, 3), int32: photo, row and column, counted from the strip."""
+        rows = self.edges[:, 0, 0] - top // STRIDE
+        edges = self.edges[(rows >= 0) & (rows < self.strip + (CELL - STRIDE) // 2 - 1)]
+        edges = edges - np.array([top // STRIDE, top, top])[:, None] * [1, 0]
+        numbers = np.broadcast_to(np.arange(photos)[:, None, None, None], (photos, len(edges), 3, 1))
+        edges = np.concatenate([numbers, np.broadcast_to(edges, (photos, *edges.shape))], axis=-1)
+        return edges.reshape(-1, 3, 3).astype(np.int32)
+
 
 @functools.lru_cache(maxsize=16)
-def pyramid(height: int, width: int, min_face_size: float, strip_area: int) -> Pyramid | None:
-    """Lays the levels of a photo's pyramid out on a canvas.
+def pyramid(height: int, width: int, min_face_size: float, strip_area: int) -> list[Canvas]:
+    """Lays the levels of a photo's pyramid out on canvases.
 
     Args:
         height: of the photo, pixels.
         width: of the photo, pixels.
         min_face_size: the smallest face to be found, pixels.
-        strip_area: pixels that a strip of the canvas may have, where it can.
+        strip_area: pixels that a strip of a canvas may have, where it can.
 
     Returns:
-        The pyramid, or None where the photo is smaller than the smallest face.
+        Two canvases with about half of the pixels each, one if the pyramid has one level, none if the photo is smaller
+        than the smallest face.
     """
     scales = pyramid_scales(height, width, min_face_size)
-    if not scales:
-        return None
+    return [_laid_out(height, width, some, strip_area) for some in (scales[:1], scales[1:]) if some]
+
+
+def _laid_out(height: int, width: int, scales: list[float], strip_area: int) -> Canvas:
     sizes = [(int(width * scale), int(height * scale)) for scale in scales]
     boxes, free = [], [(0, 0, np.inf, sizes[0][1] + 1)]
     for level_width, level_height in sizes:
@@ -133,7 +143,19 @@ def pyramid(height: int, width: int, min_face_size: float, strip_area: int) -> P
     for number, (x0, y0, x1, y1) in enumerate(boxes):
         level[y0 // 2 : (y1 + 1 - CELL) // 2 + 1, x0 // 2 : (x1 + 1 - CELL) // 2 + 1] = number
     shape = (int(rows * STRIDE + CELL - STRIDE), int(canvas_width))
-    return Pyramid(np.array(scales, np.float32), boxes, shape, int(strip), level)
+    edges = np.concatenate([_edges(*box) for box in boxes.tolist()])
+    averages = sparse.csr_array(sparse.vstack([_area_matrix(height, y1 - y0) for _, y0, _, y1 in boxes.tolist()]))
+    return Canvas(np.array(scales, np.float32), boxes, shape, int(strip), level, edges, averages)
+
+
+def _edges(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
+    """`Canvas.edges` of one level."""
+    last = np.array([y1 - y0, x1 - x0]) - 3  # the last place of the level before pooling, counted from its corner
+    cells = np.stack(np.meshgrid(*(np.arange(n // 2 + 1) for n in last), indexing="ij"), axis=-1).reshape(-1, 2)
+    cells = cells[(cells * STRIDE == last).any(axis=1)]
+    places = [cells, cells * STRIDE, np.minimum(cells * STRIDE + 1, last)]
+    origin = np.array([y0, x0])
+    return np.stack([places[0] + origin // STRIDE, places[1] + origin, places[2] + origin], axis=1)
 
 
 def shares(total: int, most: int) -> int:
@@ -141,7 +163,6 @@ def shares(total: int, most: int) -> int:
     return 1 if total <= most else 2 * -(-total // (2 * most))
 
 
-@functools.lru_cache(maxsize=256)
 def _area_matrix(source: int, target: int) -> sparse.csr_array:
     """(target, source), float32: each target cell averages the source cells that it covers, by how much it does."""
     edges = np.linspace(0, source, target + 1)
