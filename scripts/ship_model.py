@@ -12,6 +12,7 @@ is fetched:
 
 import argparse
 import io
+import json
 import zipfile
 from pathlib import Path
 
@@ -95,8 +96,7 @@ ABOUT = {
   Gender, and Age (WACV 2021).
 - **Limits:** it saw 37,943 faces, 44 % of FairFace's training set, for twenty epochs on one GPU (seven minutes). It
   errs more often than the network that `tfface` takes by default, with eleven times as many multiply-adds (1.8 thousand
-  million a face); errors per group are below. The age groups are not calibrated. All figures are of the weights as they
-  are here, rounded.""",
+  million a face); errors per group are below. All figures are of the weights as they are here, rounded.""",
 }
 
 
@@ -154,7 +154,9 @@ def shrink(network: keras.Model, target: Path, bits: int):
             data = old.read(name)
             if name.endswith(".weights.h5"):
                 data = rounded(data, bits)
-            # A fixed date: the same run gives the same bytes.
+            # The same run gives the same bytes: a fixed date here, and none inside.
+            if name == "metadata.json":
+                data = json.dumps({key: value for key, value in json.loads(data).items() if key != "date_saved"})
             new.writestr(zipfile.ZipInfo(name), data, zipfile.ZIP_LZMA)
     plain.unlink()
 

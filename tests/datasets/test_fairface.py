@@ -3,9 +3,15 @@
 import csv
 import hashlib
 
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from fairface import fairface_dataset_builder as fairface
+
+from tfface import labels, recipes
+from tfface.evaluation.calibrate import calibrate
+from tfface.tasks import AGES
+from tfface.training.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -47,3 +53,21 @@ def test_every_image_stands_once_with_the_labels_of_its_row(prepared, samples):
         ("Oct-19", "10-19"),
         ("more than 70", "more than 70"),
     }
+
+
+def test_years_are_calibrated_by_the_groups_that_sum_them(prepared, tmp_path):
+    run = Run(tmp_path / "run")
+    recipe = recipes.load("compact", "fairface", ["image_size=(48, 48)", "blocks=(1, 1, 1, 1)"])
+    run.begin(recipe, {}, "cpu")
+    model = recipe.model()
+    layer = model.get_layer("age_logits")
+    layer.set_weights([3 * weight for weight in layer.get_weights()])  # too sure
+    model.save(run.trained_file)
+    faces = np.random.default_rng(0).uniform(0, 255, (8, 48, 48, 3)).astype("float32")
+    before = model.predict(faces, verbose=0)
+    temperatures = calibrate(run.folder, prepared._data_dir_root)
+    assert set(temperatures) == {"age", "gender", "race"}
+    assert temperatures["age"] > 1.5
+    years = before["age"].astype("float64") ** (1 / temperatures["age"])
+    groups = years / years.sum(axis=1, keepdims=True) @ np.eye(9)[labels.age_bin(AGES, labels.FAIRFACE_AGE_STARTS)]
+    np.testing.assert_allclose(run.model().predict(faces, verbose=0)["age_group"], groups, atol=1e-4)

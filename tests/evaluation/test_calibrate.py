@@ -20,6 +20,14 @@ def test_a_known_temperature_is_found(temperature):
     assert fit_temperature(softmax(logits * temperature), truth) == pytest.approx(temperature, rel=0.05)
 
 
+def test_a_known_temperature_is_found_from_sums():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (20_000, 6))
+    groups = [0, 0, 1, 1, 1, 2]
+    truth = np.array([groups[rng.choice(6, p=row)] for row in softmax(logits)])
+    assert fit_temperature(softmax(logits * 2), truth, groups) == pytest.approx(2, rel=0.05)
+
+
 def test_a_run_is_calibrated_and_no_label_changes(tiny_run, data_dir, tmp_path):
     from tfface.training.run import Run
 

@@ -5,6 +5,7 @@ Reference: Guo et al., On Calibration of Modern Neural Networks (ICML 2017), sec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +14,30 @@ from scipy.optimize import minimize_scalar
 from tfface import files
 from tfface.data import pipeline
 from tfface.errors import UserError
+from tfface.layers import Regroup
 from tfface.models.saved import load_saved
 from tfface.training.features import outputs_of
 from tfface.training.run import Run
 
 
-def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
+def fit_temperature(probabilities: np.ndarray, truth: np.ndarray, groups: Sequence[int] | None = None) -> float:
     """The temperature at which a softmax would have been least surprised by the truth.
 
     Args:
         probabilities: `(n, classes)` of a softmax at temperature 1; rows sum to 1.
-        truth: `(n,)` int, the right class.
+        truth: `(n,)` int, the right class, or the right group of classes.
+        groups: for each class the group that it counts for, where the truth is known by groups (ages by age groups).
 
     Returns:
         The temperature, in [1/20, 20]: above 1 the probabilities were too sure.
     """
     logits = np.log(np.clip(probabilities.astype("float64"), 1e-12, 1.0))
-    rows = np.arange(len(truth))
+    right = np.asarray(range(probabilities.shape[1]) if groups is None else groups) == np.asarray(truth)[:, None]
 
     def surprise(log_temperature):
         scaled = logits / np.exp(log_temperature)
-        scaled -= scaled.max(axis=1, keepdims=True)
-        return float(np.mean(np.log(np.exp(scaled).sum(axis=1)) - scaled[rows, truth]))
+        scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
+        return float(np.mean(np.log(scaled.sum(axis=1)) - np.log((scaled * right).sum(axis=1) + 1e-300)))
 
     return float(np.exp(minimize_scalar(surprise, bounds=(-3.0, 3.0), method="bounded").x))
 
@@ -42,7 +45,9 @@ def fit_temperature(probabilities: np.ndarray, truth: np.ndarray) -> float:
 def calibrate(folder: str | Path, data_dir: str | Path | None = None, bfloat16: bool = False) -> dict[str, float]:
     """Fit a temperature for each softmax of a run on its validation split, and divide the logits' weights by it.
 
-    No label changes, as all logits of a head shrink alike. The figures of the run must be measured again.
+    A softmax whose classes no data set has labels of, but whose sums are labelled (years by age groups), is fitted by
+    its sums. No label of a softmax changes, as all logits of a head shrink alike; one of sums may. The figures of the
+    run must be measured again.
 
     Args:
         folder: a run's folder.
@@ -58,25 +63,38 @@ def calibrate(folder: str | Path, data_dir: str | Path | None = None, bfloat16: 
     run = Run(folder)
     recipe, model = run.recipe(), run.model()
     part = load_saved(run.trained_file)
-    heads = {layer.name for layer in part.layers}
-    fitted = {}
+    heads = {layer.name.removesuffix("_logits") for layer in part.layers if layer.name.endswith("_logits")}
+    # Output that sums a head's probabilities -> that head, and the group of each of its classes.
+    sums = {
+        layer.name: (layer.input._keras_history.operation.name, layer.groups)
+        for layer in part.layers
+        if isinstance(layer, Regroup)
+    }
+    opened = []
     for data in recipe.data.split("+"):
         builder = pipeline.open_dataset(data, data_dir)
         known = recipe.adapted(pipeline.class_names(builder))
-        truth = pipeline.label_arrays(builder, known.validation_split)
-        tasks = [task for task in known.tasks() if task.classes and f"{task.name}_logits" in heads]
+        opened.append((builder, known, [task for task in known.tasks() if task.classes]))
+    labelled = {task.name for _, _, tasks in opened for task in tasks if task.name in heads}
+    sums = {name: (head, groups) for name, (head, groups) in sums.items() if head in heads - labelled}
+    fitted: dict[str, list] = {}
+    for builder, known, tasks in opened:
+        tasks = {task: sums.get(task.name, (task.name, range(task.width))) for task in tasks}
+        tasks = {task: (head, groups) for task, (head, groups) in tasks.items() if head in heads}
         if not tasks:
             continue
-        outputs = outputs_of(known, model, builder, known.validation_split, bfloat16)
-        for task in tasks:
+        truth = pipeline.label_arrays(builder, known.validation_split)
+        names = sorted({head for head, _ in tasks.values()})
+        outputs = outputs_of(known, model, builder, known.validation_split, bfloat16, names=names)
+        for task, (head, groups) in tasks.items():
             right = task.targets[truth[task.label]].argmax(axis=1)
-            fitted.setdefault(task.name, []).append((outputs[task.name], right))
+            fitted.setdefault(head, []).append((outputs[head], right, groups))
     if not fitted:
         raise UserError(f"{run.folder} has no head that is a softmax: there is nothing to calibrate.")
-    temperatures = {
-        name: fit_temperature(*(np.concatenate(arrays) for arrays in zip(*pairs, strict=True)))
-        for name, pairs in fitted.items()
-    }
+    temperatures = {}
+    for name, parts in fitted.items():
+        probabilities, right, (groups, *_) = zip(*parts, strict=True)
+        temperatures[name] = fit_temperature(np.concatenate(probabilities), np.concatenate(right), groups)
     for name, temperature in temperatures.items():
         layer = part.get_layer(f"{name}_logits")
         layer.set_weights([weight / temperature for weight in layer.get_weights()])

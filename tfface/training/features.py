@@ -195,13 +195,16 @@ def outputs_of(
     bfloat16: bool = False,
     progress: bool = True,
     change: Callable | None = None,
+    names: Sequence[str] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Every output of a model on a split, the mean over the recipe's test views: name -> `(n, width)`.
+    """Outputs of a model on a split, the mean over the recipe's test views: name -> `(n, width)`.
 
-    Images that `change` changes (see `batches.evaluation_images`) go through the whole network: nothing is cached.
+    Where features are cached, those that the recipe's tasks name, unless `names` does; else every output. Images
+    that `change` changes (see `batches.evaluation_images`) go through the whole network: nothing is cached.
     """
     if recipe.train_from and change is None:
-        lower, upper = split_at(model, recipe.train_from, [task.name for task in recipe.tasks()])
+        names = names or [task.name for task in recipe.tasks()]
+        lower, upper = split_at(model, recipe.train_from, names)
         features = cached_features(
             lower, builder, split, recipe.image_size, recipe.test_views, bfloat16=bfloat16, progress=progress
         )
