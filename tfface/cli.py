@@ -538,7 +538,9 @@ def _report_options(parser):
 
 def _predict_options(parser):
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, folders or globs")
-    parser.add_argument("--model", default="compact", help="folder of a run, or a model of the package: compact, arg")
+    parser.add_argument(
+        "--model", default="compact", help="folder of a run, or a model of the package: compact, arg, fairface"
+    )
     parser.add_argument("--detector", default="mtcnn", help="mtcnn, yolo, dlib or yolo:FILE.onnx (default: mtcnn)")
     parser.add_argument(
         "--out",
@@ -552,7 +554,9 @@ def _predict_options(parser):
 
 
 def _live_options(parser):
-    parser.add_argument("--model", default="compact", help="folder of a run, or a model of the package: compact, arg")
+    parser.add_argument(
+        "--model", default="compact", help="folder of a run, or a model of the package: compact, arg, fairface"
+    )
     parser.add_argument("--detector", default="yolo", help="yolo, mtcnn, dlib or yolo:FILE.onnx (default: yolo)")
     parser.add_argument("--bfloat16", action="store_true", help="compute the model in bfloat16 where the CPU can")
 
@@ -708,7 +712,9 @@ def _soup_options(parser):
 
 
 def _robustness_options(parser):
-    parser.add_argument("model", metavar="MODEL", help="folder of a run, or a model of the package: arg, compact")
+    parser.add_argument(
+        "model", metavar="MODEL", help="folder of a run, or a model of the package: compact, arg, fairface"
+    )
     parser.add_argument("--split", default="test", help="split, or a part of it: test[:1000] (default: test)")
     parser.add_argument("--data", default="", help="another prepared data set with the same labels")
     parser.add_argument("--out", metavar="DIR", help="folder of the page (default: runs/robustness-MODEL)")
