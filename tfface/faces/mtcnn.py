@@ -4,7 +4,7 @@ Zhang et al., "Joint Face Detection and Alignment using Multitask Cascaded Convo
 weights are those of the package mtcnn 1.0.0 (`tfface/assets/detectors.md`); the scales, thresholds and
 suppressions are its own too, so that the same faces come out, only sooner:
 
-- all levels of a photo's pyramid lie on one canvas, and the canvases of photos of one size are searched together;
+- the levels of a photo's pyramid lie on two canvases, and those of photos of one size are searched together;
 - the candidates of all photos of a batch go through R-Net and O-Net together;
 - only candidates leave the compiled graph, never whole maps.
 """
@@ -29,7 +29,7 @@ from tfface.faces.detect import Detector, Faces
 
 BLOCK_PIXELS = 1 << 24
 """Photos are worked on in blocks of at most this many pixels together (or one photo). Memory grows with the block, by
-about 40 bytes a pixel of the greatest photo, never with the batch."""
+about 50 bytes a pixel of the greatest photo, never with the batch."""
 
 PIECE_PIXELS = 1 << 18
 """P-Net sees about this many pixels at once: 22 MiB after its first layer."""

@@ -79,9 +79,9 @@ class Canvas:
             Canvases (n, *shape, 3), float32: red, green, blue in [0, 255], 0 outside the levels.
         """
         canvases = np.zeros((len(images), *self.shape, 3), np.float32)
-        rows = images.reshape(*images.shape[:2], -1).astype(np.float32)
-        for canvas, photo in zip(canvases, rows, strict=True):
-            averaged = (self.averages @ photo).reshape(-1, *images.shape[2:])
+        for canvas, image in zip(canvases, images, strict=True):
+            rows = image.reshape(len(image), -1).astype(np.float32)
+            averaged = (self.averages @ rows).reshape(-1, *image.shape[1:])
             for x0, y0, x1, y1 in self.boxes.tolist():
                 own, averaged = np.split(averaged, [y1 - y0])
                 cv2.resize(own, (x1 - x0, y1 - y0), canvas[y0:y1, x0:x1], interpolation=cv2.INTER_AREA)
