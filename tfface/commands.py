@@ -303,7 +303,9 @@ def reproduce(
         runs.append(run)
     made = report(folder, data_dir, " ".join(["tfface", *sys.argv[1:]]))
     saved = folder / "saved_model"
-    if not saved.exists():
+    written = saved / "saved_model.pb"
+    # A run that went on after it was exported has a better network than the one there.
+    if not written.exists() or written.stat().st_mtime < runs[0].trained_file.stat().st_mtime:
         if keras.backend.backend() != "tensorflow":
             return made
         export(runs[0].folder, saved)

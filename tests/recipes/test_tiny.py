@@ -83,6 +83,15 @@ def test_the_whole_way_of_a_recipe_that_tells_people_apart(data_dir, tmp_path, m
     embedding = served(images=tf.zeros((2, 50, 40, 3), tf.uint8))
     assert list(embedding) == ["embedding"]
     assert embedding["embedding"].shape == (2, 32)
+    # What stands there is taken, until the run has gone on and has another network.
+    exported = []
+    with monkeypatch.context() as patch:
+        patch.setattr(commands, "export", lambda *folders: exported.append(folders))
+        commands.reproduce(recipe, [0], tmp_path, data_dir=data_dir)
+        assert exported == []
+        (tmp_path / "seed-0" / "trained.keras").touch()
+        commands.reproduce(recipe, [0], tmp_path, data_dir=data_dir)
+        assert exported == [(tmp_path / "seed-0", made["saved_model"])]
     # On another backend, which writes no SavedModel, everything else is made.
     shutil.rmtree(made["saved_model"])
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
