@@ -121,7 +121,7 @@ def main():
     files.write_json(target / "done.json", files.read_json(run.done_file, "done.json"))
     network = run.model() if options.whole else keras.saving.load_model(run.trained_file, compile=False)
     shrink(network, target / "trained.keras", options.mantissa)
-    metrics = files.read_json(run.folder / "metrics.json", "The run's figures")
+    metrics = files.read_json(run.figures_file, "The run's figures")
     tests = {name: figures for name, figures in metrics.items() if name.endswith("test")}
     card = CARD.format(
         title=f"{TITLES.get(options.name, recipe.title)}: the model card",

@@ -168,7 +168,7 @@ def evaluate(
         predictions, name = predictions.chosen(~near), f"{name}-without-near-copies"
     figures = {**figures_of(predictions), "groups": by_group(predictions)}
     predictions.save(run.folder / f"predictions-{name}.npz")
-    path = run.folder / "metrics.json"
+    path = run.figures_file
     known = files.read_json(path, "The run's figures") if path.exists() else {}
     files.write_json(path, {**known, name: figures})
     say(f"{run.folder}, {name}, n = {figures['n']}: {', '.join(main_figures(figures))}")
@@ -287,7 +287,7 @@ def reproduce(
     runs = []
     for seed in seeds:
         run = fit(recipe.changed(seed=seed), folder / f"seed-{seed}", data_dir, device, bfloat16, devices=devices)
-        known = run.folder / "metrics.json"
+        known = run.figures_file
         done = files.read_json(known, "The run's figures") if known.exists() else {}
         if any(task.is_attribute for task in recipe.tasks()):
             for split in ("validation", "test"):

@@ -112,11 +112,12 @@ def test_canvases_give_what_levels_alone_give():
     network = mtcnn._pretrained(mtcnn.proposal_network())
     features = keras.Model(network.input, network.layers[-2].output)
     photos = np.random.default_rng(0).integers(0, 256, (2, 203, 251, 3), np.uint8)
-    for canvas in pyramid.pyramid(203, 251, 20.0, 1 << 20):
+    canvases = pyramid.pyramid(203, 251, 20.0, 1 << 20)
+    sizes = np.concatenate([canvas.boxes[:, 2:] - canvas.boxes[:, :2] for canvas in canvases])
+    assert (sizes % 2).any(axis=0).all()
+    for canvas in canvases:
         drawn = canvas.draw(photos)
         found = np.asarray(mtcnn._canvas_features(network, drawn, canvas.strip_edges(0, 2)))
-        sizes = canvas.boxes[:, 2:] - canvas.boxes[:, :2]
-        assert (sizes % 2).any()
         for number, (x0, y0, x1, y1) in enumerate(canvas.boxes):
             alone = np.asarray(features(drawn[:, y0:y1, x0:x1]))
             own = canvas.level == number

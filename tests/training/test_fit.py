@@ -59,7 +59,7 @@ def test_a_killed_run_ends_as_an_unbroken_one(moment, tiny_run, tiny_recipe, dat
             fit(tiny_recipe, tmp_path / "run", data_dir, verbose=0)
     assert len(Run(tmp_path / "run").history()) == 2
     assert not Run(tmp_path / "run").done
-    measured = tmp_path / "run" / "metrics.json"
+    measured = Run(tmp_path / "run").figures_file
     measured.write_text("{}")  # somebody measured the network as it was then
     resumed = fit(tiny_recipe, tmp_path / "run", data_dir, verbose=0)
     assert measured.exists() == (json.loads(resumed.done_file.read_text())["best_epoch"] < 2)

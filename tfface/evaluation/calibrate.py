@@ -98,10 +98,8 @@ def calibrate(folder: str | Path, data_dir: str | Path | None = None, bfloat16: 
     for name, temperature in temperatures.items():
         layer = part.get_layer(f"{name}_logits")
         layer.set_weights([weight / temperature for weight in layer.get_weights()])
-    with files.written_aside(run.trained_file) as aside:
-        part.save(aside)
+    run.save_trained(part)
     record = run.folder / "calibration.json"
     before = files.read_json(record, "The run's calibration") if record.exists() else {}
     files.write_json(record, {name: value * before.get(name, 1.0) for name, value in temperatures.items()})
-    (run.folder / "metrics.json").unlink(missing_ok=True)  # they were those of the network as it was
     return temperatures

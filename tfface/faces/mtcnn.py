@@ -212,7 +212,7 @@ class MTCNN(Detector):
         self._propose = _compiled(propose, tf.TensorSpec((None, None, None, 3)), tf.TensorSpec((None, 3, 3), tf.int32))
         self._refine = _compiled(_pretrained(refinement_network()), tf.TensorSpec((None, 24, 24, 3)))
         self._finish = _compiled(_pretrained(output_network()), tf.TensorSpec((None, 48, 48, 3)))
-        self._threads = ThreadPoolExecutor(2)  # one level's resizing and suppression hide behind another's network
+        self._threads = ThreadPoolExecutor(2)  # one canvas's drawing and suppression hide behind another's network
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
         return [faces for block in _blocks(images) for faces in self._detect_block(block)]

@@ -6,7 +6,6 @@ import time
 
 import keras
 
-from tfface import files
 from tfface.training.run import Run
 
 
@@ -46,10 +45,7 @@ class Recorder(keras.callbacks.Callback):
         if best and self.writes:
             # A model around the same layers that was never compiled: the optimizer's state stays out of the file.
             bare = keras.Model(self.whole.input, self.whole.output, name=self.whole.name)
-            # Of a run that was broken off, measured and goes on: the figures of the network as it was.
-            (self.run.folder / "metrics.json").unlink(missing_ok=True)
-            with files.written_aside(self.run.trained_file) as aside:
-                bare.save(aside)
+            self.run.save_trained(bare)
         self.history.append(row)
         if self.writes:
             self.run.save_state(self.model, self.history)

@@ -41,6 +41,7 @@ class Run:
         self.state_file = self.folder / "state.npz"
         self.trained_file = self.folder / "trained.keras"
         self.metrics_file = self.folder / "metrics.jsonl"
+        self.figures_file = self.folder / "metrics.json"
         self.done_file = self.folder / "done.json"
 
     @property
@@ -110,6 +111,12 @@ class Run:
         if not self.metrics_file.exists():
             return []
         return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
+
+    def save_trained(self, model: keras.Model) -> None:
+        """Write the trained part, aside and renamed. Figures of what stood there before are no longer the run's."""
+        self.figures_file.unlink(missing_ok=True)
+        with files.written_aside(self.trained_file) as aside:
+            model.save(aside)
 
     def save_state(self, model: keras.Model, history: list[dict]) -> None:
         """Write the whole state at an epoch's end, aside and renamed."""

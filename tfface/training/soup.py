@@ -111,8 +111,7 @@ def soup(
     progress(f"taken: {', '.join(str(runs[index].folder) for index in chosen)}")
     part.set_weights(mean)
     made.folder.mkdir(parents=True, exist_ok=True)
-    with files.written_aside(made.trained_file) as target:
-        part.save(target)
+    made.save_trained(part)
     rows = [
         {"run": str(run.folder), "accuracy": own, "in": index in chosen}
         for index, (run, own) in enumerate(zip(runs, accuracies, strict=True))
