@@ -1,6 +1,6 @@
 """Face detection, side by side: tfface | mtcnn | facenet-pytorch | dlib, and where tfface's time goes.
 
-    python benchmarks/detect.py --photos DIR --faces DIR [--repeats 5] [--facenet-python PYTHON]
+    python benchmarks/detect.py --photos DIR --faces DIR [--repeats 10] [--facenet-python PYTHON]
 
 Every photo of `--photos` is brought to 640 pixels' width and detected alone; the photos of `--faces` that measure
 250x250 (LFW) are detected in batches. All detectors take turns in one run, so that whatever else the machine does
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32, help="photos a batch")
     parser.add_argument("--min-face-size", type=int, default=20, help="smallest face, pixels")
     parser.add_argument("--facenet-python", help="interpreter of an environment with facenet-pytorch")
-    parser.add_argument("--repeats", type=int, default=5, help="runs, of which the best counts")
+    parser.add_argument("--repeats", type=int, default=10, help="runs, of which the best counts")
     options = parser.parse_args()
     try:
         photos = [read_photo(path) for path in find_photos([options.photos])]
