@@ -428,6 +428,16 @@ def _outputs(text: str) -> tuple[str, ...]:
     return words
 
 
+def _detector_option(parser, default: str | None = None):
+    parser.add_argument(
+        "--detector",
+        default=default,
+        metavar="NAME",
+        help="mtcnn, yolo, dlib, yolo:FILE.onnx or dlib:FILE.dat, or dlib:68-point for dlib's own, which excludes "
+        f"commercial use (default: {default or 'that of the paper'})",
+    )
+
+
 def _data_options(parser):
     parser.add_argument("--data-dir", metavar="DIR", help="where data sets are prepared (default: TFDS's own)")
 
@@ -477,7 +487,7 @@ def _build_options(parser):
     parser.add_argument(
         "--no-face", choices=("skip", "centre", "error"), help="what to do with a photo without a face (default: skip)"
     )
-    parser.add_argument("--detector", help="mtcnn, yolo, dlib or yolo:FILE.onnx (default: the paper's)")
+    _detector_option(parser)
     parser.add_argument(
         "--workers", type=int, default=1, metavar="N", help="how many align at once, 0 for one a core (default: 1)"
     )
@@ -541,7 +551,7 @@ def _predict_options(parser):
     parser.add_argument(
         "--model", default="compact", help="folder of a run, or a model of the package: compact, arg, fairface"
     )
-    parser.add_argument("--detector", default="mtcnn", help="mtcnn, yolo, dlib or yolo:FILE.onnx (default: mtcnn)")
+    _detector_option(parser, "mtcnn")
     parser.add_argument(
         "--out",
         type=_outputs,
@@ -557,7 +567,7 @@ def _live_options(parser):
     parser.add_argument(
         "--model", default="compact", help="folder of a run, or a model of the package: compact, arg, fairface"
     )
-    parser.add_argument("--detector", default="yolo", help="yolo, mtcnn, dlib or yolo:FILE.onnx (default: yolo)")
+    _detector_option(parser, "yolo")
     parser.add_argument("--bfloat16", action="store_true", help="compute the model in bfloat16 where the CPU can")
 
 
@@ -583,7 +593,7 @@ def _app_options(parser):
 
 def _detect_options(parser):
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, folders or globs")
-    parser.add_argument("--detector", default="mtcnn", help="mtcnn, yolo, dlib or yolo:FILE.onnx (default: mtcnn)")
+    _detector_option(parser, "mtcnn")
     parser.add_argument(
         "--min-face-size", type=int, metavar="N", help="the smallest face, pixels (default: the detector's)"
     )
@@ -612,7 +622,7 @@ def _align_options(parser):
         default="skip",
         help="what to do with a photo without a face (default: skip)",
     )
-    parser.add_argument("--detector", help="mtcnn, yolo, dlib or yolo:FILE.onnx (default: the paper's)")
+    _detector_option(parser)
     parser.add_argument(
         "--min-face-size", type=int, default=40, metavar="N", help="the smallest face, pixels (default: 40)"
     )
@@ -730,7 +740,7 @@ def _client_options(parser):
     parser.add_argument("--label", default="", help="its version by label: stable or previous")
     parser.add_argument("--crops", action="store_true", help="the photos are aligned crops: send them as they are")
     parser.add_argument("--embeddings", action="store_true", help="ask for embeddings too")
-    parser.add_argument("--detector", default="mtcnn", help="mtcnn, yolo, dlib or yolo:FILE.onnx (default: mtcnn)")
+    _detector_option(parser, "mtcnn")
     parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="seconds for an answer (default: 30)")
 
 

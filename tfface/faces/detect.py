@@ -101,7 +101,7 @@ def _yolo(file: str | None, **options) -> Detector:
 def _dlib(file: str | None, **options) -> Detector:
     from tfface.faces.dlib_detector import DlibHOG
 
-    return DlibHOG(**options)
+    return DlibHOG(**({"predictor": file} if file else {}), **options)
 
 
 DETECTORS: dict[str, Callable[..., Detector]] = {"mtcnn": _mtcnn, "yolo": _yolo, "dlib": _dlib}
@@ -113,7 +113,9 @@ def load_detector(name: str, **options) -> Detector:
 
     Args:
         name: "mtcnn" (five landmarks, the most faces), "yolo" (the fastest), "yolo:FILE.onnx" (a YOLO face
-            model of your own, run by onnxruntime), or "dlib" (frontal faces, paper 1's landmarks).
+            model of your own, run by onnxruntime), "dlib" (frontal faces, the corners of their eyes),
+            "dlib:68-point" (all five landmarks; no commercial use) or "dlib:FILE.dat" (a shape predictor of
+            your own).
         **options: those of the class behind the name: `tfface.faces.mtcnn.MTCNN`,
         `tfface.faces.yolo.TinyYOLO`,
             `tfface.faces.yolo.OnnxYOLO`, `tfface.faces.dlib_detector.DlibHOG`. All know `min_face_size`,
@@ -126,9 +128,9 @@ def load_detector(name: str, **options) -> Detector:
         UserError: an unknown name, or an option that the detector does not have.
     """
     kind, _, file = name.partition(":")
-    if kind not in DETECTORS or (file and kind != "yolo"):
+    if kind not in DETECTORS or (file and kind == "mtcnn"):
         names = ", ".join(DETECTORS)
-        raise UserError(f"unknown detector {name!r}; expected one of {names} or yolo:FILE.onnx")
+        raise UserError(f"unknown detector {name!r}; expected one of {names}, yolo:FILE.onnx or dlib:FILE.dat")
     try:
         return DETECTORS[kind](file or None, **options)
     except TypeError as error:

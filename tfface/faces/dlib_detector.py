@@ -12,8 +12,8 @@ from scipy.special import expit
 from tfface.errors import UserError
 from tfface.faces.detect import Detector, Faces
 
-FIVE_POINT = "five-point"
-"""Predictor that `tfface.weights` fetches: dlib's five points, CC0."""
+PREDICTORS = {"five-point": "dlib_five_point", "68-point": "dlib_68_point"}
+"""Predictors that `tfface.weights` fetches: dlib's five points (CC0), its 68 points (no commercial use)."""
 
 PREDICTOR_SIDE = 300
 """The predictor sees a face at least this wide, pixels: it answers in whole pixels, too coarse for a small face."""
@@ -24,11 +24,13 @@ class DlibHOG(Detector):
 
     It finds upright frontal faces of 80 pixels and more, and half that with each upsampling. dlib's five
     points are the corners of both eyes and the base of the nose: in `Faces.landmarks` an eye is the middle of
-    its corners, the nose is its base, and the mouth corners, which dlib does not find, are NaN. With a
-    68-point file (dlib's own excludes commercial use) all five are there, the nose being its tip.
+    its corners, the nose is its base, and the mouth corners, which dlib does not find, are NaN. With 68
+    points (dlib's own exclude commercial use) all five are there: an eye is the middle of the six points
+    around it, the nose is its tip.
 
     Args:
-        predictor: "five-point" to fetch dlib's, the path of a 5- or 68-point file, or None for boxes alone.
+        predictor: "five-point" or "68-point" to fetch dlib's, the path of a file of so many points, or None for
+            boxes alone.
         upsample: how often the photo is doubled first; each time smaller faces are found at four times the
             work.
         score_threshold: least score of a face; dlib's own decision is 0.5.
@@ -40,7 +42,7 @@ class DlibHOG(Detector):
 
     def __init__(
         self,
-        predictor: str | os.PathLike | None = FIVE_POINT,
+        predictor: str | os.PathLike | None = "five-point",
         upsample: int = 0,
         score_threshold: float = 0.5,
         min_face_size: float = 0,
@@ -81,12 +83,13 @@ class DlibHOG(Detector):
 def _load_predictor(source: str | os.PathLike):
     import dlib
 
-    if source == FIVE_POINT:
+    if source in PREDICTORS:
         from tfface import weights
 
-        source = weights.fetch("dlib_five_point")
+        source = weights.fetch(PREDICTORS[source])
     if not os.path.isfile(source):
-        raise UserError(f"no shape predictor at {source}; expected '{FIVE_POINT}' or the path of a .dat file")
+        names = ", ".join(PREDICTORS)
+        raise UserError(f"no shape predictor at {source}; expected one of {names} or the path of a .dat file")
     try:
         predictor = dlib.shape_predictor(os.fspath(source))
     except RuntimeError as error:

@@ -106,7 +106,7 @@ class LiveFaces:
 
         Args:
             model: a run's folder, or a shipped model.
-            detector: "yolo" (the fastest), "mtcnn", "dlib" or "yolo:FILE.onnx".
+            detector: a name that `tfface.faces.detect.load_detector` knows.
             bfloat16: compute the model in bfloat16 where the processor can.
             **options: `most_shots`, `wait` and `look_again`, as of the class.
 
