@@ -123,16 +123,17 @@ def prepared(network: str, ways: list[str], folder: Path) -> tuple[np.ndarray, n
     return np.load(images), np.load(outputs), {way: load(folder / way) for way in ways}
 
 
-def measure(ways: dict[str, Callable], images: np.ndarray, repeats: int) -> dict[str, tuple[float, float]]:
+def measure(ways: dict[str, Callable], images: np.ndarray, repeats: int, in_a_row: int) -> dict:
     """Way -> the least seconds of a batch by the clock, and the least processor time, the ways taking turns."""
     spent = {way: [] for way in ways}
     for number in range(repeats + 1):
         for way, call in ways.items():
             time.sleep(0.05)  # onnxruntime's threads spin for a while after a call, which would slow the next one
-            clock, processor = time.perf_counter(), time.process_time()
-            call(images)
-            if number:
-                spent[way].append((time.perf_counter() - clock, time.process_time() - processor))
+            for _ in range(in_a_row):
+                clock, processor = time.perf_counter(), time.process_time()
+                call(images)
+                if number:
+                    spent[way].append((time.perf_counter() - clock, time.process_time() - processor))
     return {way: tuple(map(min, zip(*rounds, strict=True))) for way, rounds in spent.items()}
 
 
@@ -142,6 +143,13 @@ def main():
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 32], help="up to 32")
     parser.add_argument("--repeats", type=int, default=5, help="of the largest batch; smaller ones are repeated more")
+    parser.add_argument(
+        "--in-a-row",
+        type=int,
+        default=1,
+        metavar="N",
+        help="calls after each pause: 1 a lone request, 10 a busy server",
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep what is exported here, and take what is here")
     parser.add_argument("--csv", type=Path, help="write the rows to this file too")
     arguments = parser.parse_args()
@@ -155,7 +163,7 @@ def main():
             error = {way: np.abs(call(images[:4]) - expected).max() / scale for way, call in ways.items()}
             for batch in arguments.batches:
                 repeats = arguments.repeats * (1 if batch == max(arguments.batches) else 6)
-                measured = measure(ways, images[:batch], repeats)
+                measured = measure(ways, images[:batch], repeats, arguments.in_a_row)
                 best = measured.get("onnxruntime", (float("nan"),) * 2)
                 for way, (clock, processor) in measured.items():
                     rows.append(
