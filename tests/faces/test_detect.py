@@ -149,7 +149,6 @@ def test_dlib_points_become_five_landmarks():
     ("predictor", "parts", "least_faces", "in_photo_most", "in_crop_most"),
     [
         ("five-point", ("testing", "training"), 40, 0.56, 2.6),
-        ("five-point", ("testing",), 25, 0.5, 1.8),
         ("68-point", ("testing",), 25, 0.3, 1.5),
     ],
 )
@@ -159,7 +158,7 @@ def test_dlib_eyes_are_those_of_its_68_landmarks(samples, predictor, parts, leas
     Eyes miss by half a pixel of the photo, 3 % of their distance. These faces are small, their eyes mostly 15 pixels
     apart, and paper 1 brings that to 81: a pixel of the photo, the step of the landmarks, is five of the crop. The
     middle of an eye's corners, which is what the five points give, is 1.7 pixels of the crop from the middle of the six
-    points that the landmarks have; the 68 points are of the landmarks' own kind.
+    points that the landmarks have; the 68 points are of the landmarks' own kind (1.04 pixels where the five have 1.72).
     """
     name = dlib_detector.PREDICTORS[predictor]
     if weights.status(name) != "ready":
