@@ -7,7 +7,8 @@ take turns in one run, so that whatever else the machine does slows all of them,
 Besides the time by the clock stands the processor time of all threads, which a busy machine disturbs less. `ratio` is
 the throughput over onnxruntime's (default options, the ONNX file of Keras' own exporter, which onnxruntime optimises
 when it loads it). `error` is the greatest difference from the Keras model's outputs, over the greatest of them. Weights
-are random, statistics of batch norms and biases as a training could have left them. Nothing is asserted.
+are random, statistics of batch norms and biases as a training could have left them. A call comes alone, after a pause,
+unless `--in-a-row` lets several follow. Nothing is asserted.
 """
 
 from __future__ import annotations
@@ -123,7 +124,9 @@ def prepared(network: str, ways: list[str], folder: Path) -> tuple[np.ndarray, n
     return np.load(images), np.load(outputs), {way: load(folder / way) for way in ways}
 
 
-def measure(ways: dict[str, Callable], images: np.ndarray, repeats: int, in_a_row: int) -> dict:
+def measure(
+    ways: dict[str, Callable], images: np.ndarray, repeats: int, in_a_row: int
+) -> dict[str, tuple[float, float]]:
     """Way -> the least seconds of a batch by the clock, and the least processor time, the ways taking turns."""
     spent = {way: [] for way in ways}
     for number in range(repeats + 1):

