@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import logging
 import os
 import sys
 
@@ -21,8 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
         Exit code: 0 well, 2 bad input (one line on standard error), 130 stopped by Ctrl-C.
     """
     options = _parser().parse_args(arguments)
-    # TensorFlow's and absl's start-up chatter is for their developers.
+    # TensorFlow's and absl's chatter, at the start and of graphs traced anew, is for their developers.
     quiet = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3"
+    if quiet:
+        logging.getLogger("tensorflow").setLevel(logging.ERROR)
     if quiet and "tensorflow" not in sys.modules and not isinstance(sys.meta_path[0], _QuietTensorFlow):
         sys.meta_path.insert(0, _QuietTensorFlow())
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -84,8 +87,6 @@ class _QuietTensorFlow:
 
 
 def _build(options):
-    import logging
-
     import absl.logging
 
     from tfface import commands
@@ -641,7 +642,11 @@ def _prune_options(parser):
         help="l1, l2, group, batchnorm, taylor (runs only) or random (default: l1)",
     )
     parser.add_argument(
-        "--scope", choices=("layer", "block", "global"), default="layer", help="where channels are ranked together"
+        "--scope",
+        choices=("layer", "block", "global", "sensitivity"),
+        default="layer",
+        help="where channels are ranked together; sensitivity: in blocks, each cut the more the less that costs "
+        "(paper 5; runs only) (default: layer)",
     )
     parser.add_argument(
         "--multiple-of", type=int, default=8, metavar="N", help="round kept channels to it (default: 8)"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import keras
@@ -12,9 +13,10 @@ import tensorflow as tf
 from tfface import commands, recipes
 from tfface.data import pipeline
 from tfface.errors import UserError
+from tfface.pruning import checkpoint, retrain
 from tfface.recipes import RECIPES
 from tfface.training import batches
-from tfface.training.fit import fit
+from tfface.training.fit import fit, prepared
 
 
 @pytest.mark.filterwarnings("error:Your input ran out of data")
@@ -92,6 +94,27 @@ def test_the_whole_way_of_a_recipe_that_tells_people_apart(data_dir, tmp_path, m
         (tmp_path / "seed-0" / "trained.keras").touch()
         commands.reproduce(recipe, [0], tmp_path, data_dir=data_dir)
         assert exported == [(tmp_path / "seed-0", made["saved_model"])]
+    # Paper 5's stages 1 and 2: each block loses by its sensitivity. Stage 3 goes on from there, identities and all.
+    for name, fewer in (("MEASURED_RATIOS", (0.5, 0.95)), ("REPEATS", 1)):
+        monkeypatch.setattr(checkpoint, name, fewer)
+    monkeypatch.setattr(retrain, "SENSITIVITY_IMAGES", 32)
+    smaller = checkpoint.prune_checkpoint(tmp_path / "seed-0", 0.4, scope="sensitivity", finetune=1, data_dir=data_dir)
+    pruned = Path(smaller["file"])
+    assert "synthetic_faces/small pairs accuracy" in {row["name"] for row in smaller["rows"]}
+    measured = json.loads((pruned.parent / "sensitivity.json").read_text())
+    units = {row["block"]: row["units"] for row in measured["rows"]}
+    before, after = np.array(list(smaller["groups"].values())).T
+    assert 0.35 < 1 - after.sum() / before.sum() < 0.45  # in multiples of eight
+    assert len(set(1 - after / before)) > 2  # not all alike
+    assert set(units) == {"conv1_conv", *(f"stage{stage}_block1_add" for stage in (1, 2, 3, 4))}
+    assert (pruned.parent / "sensitivity.png").stat().st_size > 1000
+    third = recipe.changed(masked=True, occluded=2 / 3, network=str(pruned), initial=str(pruned))
+    ready = prepared(third, pipeline.open_dataset(recipe.data, data_dir))
+    assert {name.split("_")[0] for name in ready.fresh} == {"mask", "pattern"}
+    for name in ("stage4_block1_2_conv", "fc_norm", "identity"):
+        weights = keras.saving.load_model(pruned, compile=False).get_layer(name).get_weights()
+        for mine, theirs in zip(ready.whole.get_layer(name).get_weights(), weights, strict=True):
+            np.testing.assert_array_equal(mine, theirs)
     # On another backend, which writes no SavedModel, everything else is made.
     shutil.rmtree(made["saved_model"])
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")

@@ -62,7 +62,7 @@ def load_embedder(model: str, crop: str = "") -> Embedder:
     Raises:
         UserError: no such network, or one without an embedding; an unknown crop.
     """
-    crop = crop or ("detect" if model == "facenet" else _aligned(model))
+    crop = crop or ("detect" if model == "facenet" else _crop_of(model))
     if crop not in CROPS:
         raise UserError(f"crop must be one of {', '.join(CROPS)}. Received: {crop}.")
     if model == "facenet":
@@ -82,9 +82,12 @@ def load_embedder(model: str, crop: str = "") -> Embedder:
     return Embedder(model, load_backbone(model, (*size, 3)), size, crop)
 
 
-def _aligned(model: str) -> str:
-    """The alignment of the faces that a run has learnt from."""
-    data = Run(model).config()["data"]["name"] if Path(model).is_dir() else ""
+def _crop_of(model: str) -> str:
+    return alignment_of(Run(model).config()["data"]["name"]) if Path(model).is_dir() else "five-point"
+
+
+def alignment_of(data: str) -> str:
+    """The crop, "margin" or "five-point", of a network that learnt from the prepared data set of this full name."""
     return "margin" if re.search(r"[/-]margin\b", data) else "five-point"
 
 

@@ -18,11 +18,11 @@ from tfface.faces.head import Head
 
 FULL_SIZE = 62.0
 """Distance of the eyes in pixels from which a face is large enough: in the 160-pixel crops that the shipped model
-`arg` takes the eyes are 62 pixels apart (35 in those of `compact`), so a larger face gives nothing more. It is
+`arg` takes the eyes are 62 pixels apart (42 in those of `compact`), so a larger face gives nothing more. It is
 also about the 60 pixels that ISO/IEC 19794-5 (2005) counts as the least resolution of a face."""
 
 DETAIL_SIDE = 64
-"""Sharpness is judged in a 64x64 crop, in which the eyes are 24 pixels apart."""
+"""Sharpness is judged in a 64x64 crop, in which the eyes are 20 pixels apart."""
 
 DETAIL = 0.20
 """Relative energy of detail at which sharpness is 1/2. Over 300 random LFW photos the median is 0.21 as they are,

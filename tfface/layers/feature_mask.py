@@ -80,7 +80,7 @@ def pattern_logits(mask, patterns: int, dropout_rate: float = 0.5, name: str = "
 
     Args:
         mask: what `feature_mask` returned.
-        patterns: how many occlusion patterns there are (`tfface.faces.patterns`), >= 2.
+        patterns: how many occlusion patterns there are (`tfface.faces.occlude.pattern_boxes`), >= 2.
         dropout_rate: dropout before the last layer, in [0, 1).
         name: prefix of the layers' names.
 

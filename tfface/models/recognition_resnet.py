@@ -19,7 +19,8 @@ def recognition_resnet(
 
     - `"table1"`, the paper's: a first convolution 3x3, 64 with stride 2, then blocks of 1x1, C/2 and 3x3, C (the first
       stage 1x1, 64 and 3x3, 64), batch norm and ReLU after each, average pooling, a dense layer: 9.4 million
-      parameters at 512. The table gives no strides but the first; the later stages halve the maps, as in ResNet-50.
+      parameters at 512. The table gives no strides but the first; the later stages halve the maps, as in ResNet-50. The
+      batch norm behind the dense layer is the ancestor's, not the table's.
     - `"ir"`, LResNet50E-IR of the ArcFace and FROM codes: a first convolution of stride 1, blocks of batch norm, 3x3,
       C, batch norm, PReLU, 3x3, C, batch norm, every stage halves; flattened, batch norm, dropout 0.4, dense, batch
       norm: 41.8 million.

@@ -46,7 +46,7 @@ def resnet(
         input_shape: `(height, width, 3)`, sides of at least 32 pixels.
         activation: name of a Keras activation.
         attention: `(tensor, name) -> tensor` of the same shape, put behind the last batch norm of each identity block,
-            before the addition; the blocks that change the shape have none (paper 1, section 3.2).
+            before the addition; the blocks that change the shape have none (paper 1, section 3.1).
         shortcuts: False leaves out every shortcut: the plain network of the same depth.
         use_bias: whether convolutions have a bias; before a batch norm it does nothing, but published counts hold it.
         pooling: "avg", "max" or both: how the last maps become features, side by side.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
@@ -9,22 +10,31 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import keras
+from tqdm import tqdm
 
 from tfface import files
 from tfface.errors import UserError
+from tfface.evaluation import plots
 from tfface.models.recognition import load_backbone
 from tfface.models.saved import load_saved
 from tfface.pruning.graph import channel_groups, fixed_layers
-from tfface.pruning.importance import choose, importance
+from tfface.pruning.importance import choose, excluded, importance
 from tfface.pruning.measure import latency, multiply_adds
 from tfface.pruning.reconstruct import CHUNK
 from tfface.pruning.reconstruct import reconstruct as fitted
+from tfface.pruning.sensitivity import plot_sensitivity, ratios_from_sensitivity, sensitivity
 from tfface.pruning.surgery import cut
+from tfface.training.features import model_fingerprint
 from tfface.training.run import Run
 
 SCHEDULES = ("", "constant", "polynomial")
 REPEATS = 10
 """Timed batches of each network, in turns."""
+
+SENSITIVITY = "sensitivity"
+
+MEASURED_RATIOS = (0.2, 0.4, 0.6, 0.8, 0.95)
+"""At which each block's sensitivity is measured; between them it is taken to be linear."""
 
 UPDATES = 20
 """So often a schedule chooses anew what is masked, over the first half of the steps; the second half is to recover."""
@@ -56,7 +66,10 @@ def prune_checkpoint(
         source: a `.keras` file of any functional model, the folder of a run, or "facenet".
         ratio: share of the channels that goes, in (0, 1).
         method: importance of a channel, as in `tfface.pruning.importance`; "taylor" for a run only.
-        scope, multiple_of, exclude: how channels are chosen, as in `tfface.pruning.choose`.
+        scope, multiple_of, exclude: how channels are chosen, as in `tfface.pruning.choose`. Another scope, of a run,
+            is "sensitivity": each block has its own ratio, the larger the less its cut alone costs (paper 5, section
+            1.2), and all blocks together lose `ratio` of their channels. The cost is the recipe's loss on training
+            images; `sensitivity.json` and `sensitivity.png` show it.
         untouched: names or patterns of layers to leave as they are, as in `tfface.pruning.channel_groups`.
         schedule: "constant" or "polynomial" (TFMOT's), for a run that trains; "" cuts at once.
         finetune: epochs of training by the run's recipe.
@@ -86,17 +99,23 @@ def prune_checkpoint(
         raise UserError(f"The schedule {schedule} prunes while the network trains: add --finetune EPOCHS.")
     if schedule and reconstruct:
         raise UserError("A schedule trains what is left before it is cut: reconstruct without --schedule.")
+    if schedule and scope == SENSITIVITY:
+        raise UserError("A schedule moves one ratio for all blocks: choose --scope layer, block or global with it.")
+    if str(source) != "facenet" and not source.exists():
+        raise UserError(f"There is no model at {source}: expected a .keras file, the folder of a run, or facenet.")
     run = Run(source) if source.is_dir() else None
-    if run is None and (data or finetune or method == "taylor"):
+    learns = data or finetune or method == "taylor" or scope == SENSITIVITY
+    if run is None and learns:
         raise UserError(
-            f"Accuracy, training and taylor need a recipe's tasks and data, which a run has and the file {source} has "
-            "not: prune it without --data, --finetune and taylor, or in Python with your own data (docs/pruning.md)."
+            f"Accuracy, training, taylor and sensitivity need a recipe's tasks and data, which a run has and the file "
+            f"{source} has not: prune it without --data, --finetune and these two, or in Python with your own data "
+            "(docs/pruning.md)."
         )
     if str(source) == "facenet":
         source, input_shape = Path("runs") / source, input_shape or (160, 160, 3)
         base = load_backbone("facenet", (None, None, 3))
     else:
-        base = run.model() if run else _load(source)
+        base = run.model() if run else load_saved(source)
     out = Path(out) if out else source / "pruned" if run else source.with_name(f"{source.stem}-pruned")
     groups = channel_groups(base, untouched=untouched)
     if not groups:
@@ -105,7 +124,7 @@ def prune_checkpoint(
     if reconstruct:
         images = _images(reconstruct, data_dir, faces, input_shape or base.input_shape[1:])
     retraining, taylor = None, {}
-    if data or finetune or method == "taylor":
+    if learns:
         from tfface.pruning.retrain import Retraining
 
         retraining = Retraining(run.recipe(), data, data_dir, finetune)
@@ -113,7 +132,14 @@ def prune_checkpoint(
 
     choice = {"scope": scope, "multiple_of": multiple_of, "exclude": tuple(exclude)}
     choices = {"source": str(source), "method": method, "ratio": ratio, **choice, "untouched": tuple(untouched)}
-    keep = choose(groups, importance(base, groups, method, **taylor), ratio, **choice)
+    scores = importance(base, groups, method, **taylor)
+    if scope == SENSITIVITY:
+        members = [group for group in groups if not excluded(group, exclude)]
+        rows = _sensitivity(base, members, scores, retraining, out, {**choices, "ratio": MEASURED_RATIOS})
+        ratios = ratios_from_sensitivity(rows, ratio=ratio)
+        keep = choose(groups, scores, ratios, **{**choice, "scope": "block"})
+    else:
+        keep = choose(groups, scores, ratio, **choice)
     if all(len(keep[group.name]) == group.width for group in groups):
         raise UserError(
             f"A share of {ratio} of the channels of {source} comes to none in multiples of {multiple_of}: choose a "
@@ -215,6 +241,28 @@ def _images(data, data_dir, count, shape):
     return rows.map(lambda row: pipeline.decode(row["image"], shape[:2])).batch(CHUNK).as_numpy_iterator()
 
 
+def _sensitivity(base, groups, scores, retraining, out, choices):
+    """Rows of `sensitivity`, kept beside the results: another ratio, or a run that was broken off, finds them there."""
+    file = out / "sensitivity.json"
+    asked = json.loads(json.dumps({**choices, "network": model_fingerprint(base), "data": retraining.recipe.data}))
+    if file.exists():
+        known = files.read_json(file, "The sensitivity of the blocks")
+        if known.get("asked") == asked:
+            return known["rows"]
+    loss = retraining.loss()
+    blocks = len({group.block for group in groups})
+    with tqdm(total=1 + blocks * len(MEASURED_RATIOS), unit="cut", desc="sensitivity of the blocks") as bar:
+
+        def measured(model):
+            bar.update()
+            return loss(model)
+
+        rows = sensitivity(base, groups, measured, MEASURED_RATIOS, scores, higher_is_better=False)
+    plots.save(plot_sensitivity(rows, "loss"), out / "sensitivity.png")
+    files.write_json(file, {"asked": asked, "rows": rows})
+    return rows
+
+
 def _schedule(name, ratio, steps):
     from tensorflow_model_optimization.sparsity import keras as sparsity
 
@@ -224,12 +272,6 @@ def _schedule(name, ratio, steps):
     if name == "constant":
         return sparsity.ConstantSparsity(ratio, begin_step=0, end_step=end, frequency=frequency)
     return sparsity.PolynomialDecay(0.0, ratio, begin_step=0, end_step=end, frequency=frequency)
-
-
-def _load(path):
-    if not path.exists():
-        raise UserError(f"There is no model at {path}: expected a .keras file, or the folder of a run.")
-    return load_saved(path)
 
 
 def _save(model, path):

@@ -120,7 +120,7 @@ def choose(
     _check_patterns(groups, exclude)
     keep = {}
     for bucket, members in buckets.items():
-        members = [group for group in members if not _excluded(group, exclude)]
+        members = [group for group in members if not excluded(group, exclude)]
         if not members:
             continue
         relative = [_relative(scores[group.name]) for group in members]
@@ -171,13 +171,14 @@ def _rounded(group, wanted, multiple_of, minimum):
     return min(max(math.floor(wanted / step + 0.5) * step, least), group.width)
 
 
-def _excluded(group, patterns):
+def excluded(group: ChannelGroup, patterns: Sequence[str]) -> bool:
+    """Whether a name or pattern is that of the group, or of a layer that makes its channels."""
     return any(fnmatchcase(name, pattern) for name in (group.name, *group.layers) for pattern in patterns)
 
 
 def _check_patterns(groups, patterns):
     for pattern in patterns:
-        if not any(_excluded(group, [pattern]) for group in groups):
+        if not any(excluded(group, [pattern]) for group in groups):
             raise UserError(
                 f"Nothing to exclude by {pattern!r}: expected the name or a pattern of a layer that makes channels, "
                 f"such as {', '.join(group.name for group in list(groups)[:3])}."

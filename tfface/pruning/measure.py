@@ -10,6 +10,7 @@ import numpy as np
 from keras import layers
 
 from tfface.errors import UserError
+from tfface.layers.margin import CosineSimilarity
 from tfface.pruning.graph import calls, graph_of, is_model
 
 KERNELS = {
@@ -17,6 +18,7 @@ KERNELS = {
     (layers.DepthwiseConv1D, layers.DepthwiseConv2D): ("kernel",),
     (layers.Conv1DTranspose, layers.Conv2DTranspose, layers.Conv3DTranspose): ("kernel",),
     (layers.SeparableConv1D, layers.SeparableConv2D): ("depthwise_kernel", "pointwise_kernel"),
+    (CosineSimilarity,): ("centres",),
 }
 """Layers -> their variables each of whose values is used once at each position of the map."""
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import keras
 
 from tfface.data import pipeline
+from tfface.errors import UserError
+from tfface.evaluation.embeddings import Embedder, alignment_of, embed_pairs
 from tfface.evaluation.evaluate import evaluate
 from tfface.evaluation.predictions import predict_with
+from tfface.evaluation.verification import cosine_similarity, verify_folds
+from tfface.models.recognition import EMBEDDING
 from tfface.recipes import Recipe
 from tfface.training import batches
-from tfface.training.fit import fit, loss_of
+from tfface.training.fit import compile_for, fit, loss_of
 from tfface.training.teacher import taught_targets
 
 TAYLOR_BATCHES = 8
 """Training batches over which the importance "taylor" is averaged."""
+
+SENSITIVITY_IMAGES = 1024
+"""Training images, views of them as the recipe draws them, on which a cut's cost is measured: at most so many."""
 
 
 class Retraining:
@@ -40,15 +49,33 @@ class Retraining:
         self.recipe = recipe.changed(**pixels, epochs=max(epochs, 1), schedule_scale=1.0, patience=0)
         self.source = pipeline.with_extra(self.builder, self.recipe.extra_data, data_dir)
         self.labels = pipeline.label_arrays(self.source, "train")
-        self.steps = batches.steps_of(self.labels, self.recipe)[1]
-        """Steps an epoch."""
+        self.batch_size, self.steps = batches.steps_of(self.labels, self.recipe)
+        """Images a step, and steps an epoch."""
 
     def taylor(self) -> dict:
         """What the importance "taylor" asks for: batches of the training split, and the losses."""
-        taught = taught_targets(self.recipe, self.source, "train", self.labels, self.data_dir)
-        few = batches.image_batches(self.source, "train", self.recipe, 0, taught).take(TAYLOR_BATCHES)
         smoothing = self.recipe.label_smoothing
-        return {"data": few, "loss": {task.name: loss_of(task, smoothing) for task in self.recipe.tasks()}}
+        losses = {task.name: loss_of(task, smoothing) for task in self.recipe.tasks()}
+        return {"data": self._batches().take(TAYLOR_BATCHES), "loss": losses}
+
+    def loss(self) -> Callable[[keras.Model], float]:
+        """A function that gives the recipe's loss of a network, always on the same training images."""
+        few = self._batches().take(max(1, SENSITIVITY_IMAGES // self.batch_size)).cache()
+        names = [task.name for task in self.recipe.tasks()]
+        compiled = {}
+
+        def of(model):
+            if id(model) not in compiled:
+                learnt = keras.Model(model.input, {name: model.output[name] for name in names})
+                compile_for(learnt, self.recipe, 1)
+                compiled[id(model)] = learnt  # holds the layers of `model`, which is changed between two measurements
+            return compiled[id(model)].evaluate(few, verbose=0, return_dict=True)["loss"]
+
+        return of
+
+    def _batches(self):
+        taught = taught_targets(self.recipe, self.source, "train", self.labels, self.data_dir)
+        return batches.image_batches(self.source, "train", self.recipe, 0, taught)
 
     def fit(
         self,
@@ -72,9 +99,31 @@ class Retraining:
         fit(self.recipe, folder, self.data_dir, model=model, callbacks=callbacks, about=choices)
 
     def figures(self, model: keras.Model, split: str = "test") -> dict[str, float]:
-        """Accuracy of each task on a split, and the mean error of ages in years, over the recipe's test views."""
-        measured = evaluate(predict_with(self.recipe, model, split, data_dir=self.data_dir))
-        figures = {f"{task} accuracy": row["accuracy"]["value"] for task, row in measured["tasks"].items()}
-        if "age" in measured:
-            figures["age error, years"] = measured["age"]["mae"]["value"]
+        """Accuracy of each task on a split, and the mean error of ages in years, over the recipe's test views.
+
+        Of an embedding the accuracy on the recipe's pairs, by LFW's protocol; those that are not prepared are named in
+        a warning.
+        """
+        figures = {}
+        if any(task.is_attribute for task in self.recipe.tasks()):
+            measured = evaluate(predict_with(self.recipe, model, split, data_dir=self.data_dir))
+            figures |= {f"{task} accuracy": row["accuracy"]["value"] for task, row in measured["tasks"].items()}
+            if "age" in measured:
+                figures["age error, years"] = measured["age"]["mae"]["value"]
+        if self.recipe.pairs:
+            embedder = self._embedder(model)
+        for data in self.recipe.pairs:
+            try:
+                crop = "whole" if "/" in data else embedder.crop
+                pairs, first, second, _ = embed_pairs(replace(embedder, crop=crop), data, self.data_dir)
+            except UserError as error:
+                warnings.warn(f"The accuracy on pairs of {data} is left out. {error}", stacklevel=2)
+                continue
+            folds = verify_folds(cosine_similarity(first, second), pairs["same"].astype(bool), pairs["fold"])
+            figures[f"{data} pairs accuracy"] = folds["accuracy"]
         return figures
+
+    def _embedder(self, model):
+        network = keras.Model(model.input, model.get_layer(EMBEDDING).output)
+        crop = alignment_of(self.builder.info.full_name)
+        return Embedder(self.recipe.name, network, tuple(self.recipe.image_size), crop)

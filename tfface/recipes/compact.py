@@ -7,7 +7,8 @@
 
 FaceNet, pruned and fitted anew, learns the embeddings of the whole FaceNet on FairFace and UTKFace together with the
 labels that each of them has; part of the faces are covered. Then its heads are learnt anew, on clean faces. Its crops
-are FaceNet's own, with a margin that shows the hair, at 112 pixels.
+are FaceNet's own, with a margin that shows the hair, at 112 pixels. The shipped one learnt from CelebA's photos too;
+the commands stand in its card, `tfface/assets/models/compact/README.md`.
 """
 
 from __future__ import annotations

@@ -3,9 +3,12 @@
     tfface build casia_webface --manual-dir FOLDER --align five-point      # its 494,414 images are not public any more
     tfface train occluded --variant baseline1                              # the whole network, on clean faces
     tfface train occluded --variant baseline2                              # then on clean : covered = 1 : 2
-    tfface prune runs/occluded-baseline1/seed-0 --ratio 0.5 --finetune 40  # stages 1 and 2
-    tfface train occluded --variant masked --set network=runs/occluded-baseline1/seed-0/pruned/pruned.keras  # stage 3
-    tfface verify RUN --data lfw_pairs                                     # and occluded_lfw
+    tfface prune runs/occluded-baseline1/seed-0 --ratio 0.5 --scope sensitivity --finetune 40  # stages 1 and 2
+    tfface train occluded --variant masked                                 # stage 3, on from what stage 2 left
+    tfface verify RUN --data lfw                                           # and occ_lfw, mask_lfw
+
+The text prunes "the improved ResNet50" before it speaks of any training: here baseline 1 is what is pruned, as filters
+drawn at random have no norm worth a ranking.
 
 Where no identities can be had, the `distilled` variants learn the embeddings of pretrained FaceNet on unlabelled faces.
 """
@@ -43,6 +46,9 @@ TABLE3 = {
 PATTERN_GRID = 4
 """The face is cut into 4 x 4 cells: 101 patterns. The paper gives no K; FROM has 4 or 5."""
 
+PRUNED = "runs/occluded-baseline1/seed-0/pruned/pruned.keras"
+"""Where `tfface prune` puts baseline 1's smaller network."""
+
 DISTILLED = {
     "data": "fairface/padding025-five-point+utkface/five-point",
     "teacher": "facenet",
@@ -77,6 +83,7 @@ class Occluded(Recipe):
     name: ClassVar[str] = "occluded"
     title: ClassVar[str] = "Paper 5: recognising occluded faces with a pruned residual network"
 
+    # Mirror images too, as `Recipe` has it: the text names no augmentation but the occlusion.
     data: str = "casia_webface/images-five-point"
     image_size: tuple[int, int] = (112, 96)
     epochs: int = 40
@@ -102,8 +109,8 @@ class Occluded(Recipe):
         # The paper's two baselines: the whole network on clean faces, then on clean : covered = 1 : 2.
         "baseline1": {},
         "baseline2": {"occluded": 2 / 3, "initial": "runs/occluded-baseline1/seed-0"},
-        # Third stage: covered faces and the feature mask. Name the pruned network: --set network=FILE.keras
-        "masked": {"occluded": 2 / 3, "masked": True, "initial": "runs/occluded-baseline1/seed-0"},
+        # Third stage: covered faces and the feature mask, on the pruned network with its identities.
+        "masked": {"occluded": 2 / 3, "masked": True, "network": PRUNED, "initial": PRUNED},
         # The margins of the other two losses that the paper names.
         "sphereface": {"m1": 4.0, "m3": 0.0},
         "arcface": {"m2": 0.5, "m3": 0.0},

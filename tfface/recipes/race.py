@@ -67,6 +67,7 @@ class Race(Recipe):
     name: ClassVar[str] = "race"
     title: ClassVar[str] = "Paper 1: TCGF-ResNet, attention, GELU, focal loss and transfer for four races"
 
+    # Mirror images too, as `Recipe` has it: the text names no augmentation.
     data: str = "bupt_balancedface/by_image-eyes@four_races"
     epochs: int = 100
     batch_size: int = 32  # not in the paper

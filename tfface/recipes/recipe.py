@@ -65,8 +65,8 @@ class Recipe:
             are faster so; weights, outputs and losses stay float32.
         batch_size: examples a step.
         learning_rate: learning rate at the start.
-        initial: folder of a finished run whose trained layers this one starts from, wherever a layer of the same name
-            has the same shapes; empty: from the network as the recipe builds it.
+        initial: folder of a finished run, or a `.keras` file, from whose layers this one starts, wherever a layer of
+            the same name has the same shapes; empty: from the network as the recipe builds it.
         seed: seed of initial values, order, views and dropout.
     """
 
@@ -120,7 +120,7 @@ class Recipe:
         raise NotImplementedError
 
     def carried(self, model: keras.Model, carried: list[str], fresh: list[str]) -> None:
-        """Make a network ready whose layers `carried` hold the weights of the run `initial`; `fresh` are its others."""
+        """Make a network ready whose layers `carried` hold the weights of `initial`; `fresh` are its others."""
 
     def adapted(self, classes: Mapping[str, tuple[str, ...]]) -> Recipe:
         """The recipe for a data set with these classes.

@@ -171,7 +171,9 @@ def prepared(
         model = model or recipe.model()
     carried, fresh = [], []
     if recipe.initial:
-        carried, fresh = carry_weights(model, Run(recipe.initial).trained_file)
+        initial = Path(recipe.initial)
+        file = initial if initial.suffix == ".keras" else Run(initial).trained_file
+        carried, fresh = carry_weights(model, file)
         recipe.carried(model, carried, fresh)
     sources = {
         "train": (pipeline.with_extra(builder, recipe.extra_data, data_dir), recipe.train_split),
@@ -288,7 +290,7 @@ def fit(
             data["stretch"] = metadata["stretch"]
         if about is not None:
             data["model"] = dict(about)
-        if across.first:
+        if across.first and run.config_file.exists():
             run.begin(adapted, data, where)
         return builder, adapted, data
 
@@ -301,6 +303,8 @@ def fit(
     if not across.first:
         verbose = 0
     ready = across.together(lambda: prepared(recipe, builder, bfloat16, model, data_dir, across))
+    if across.first:  # only now: choices that cannot be prepared do not take the folder
+        run.begin(recipe, data, where)
     if recipe.initial and across.first:
         carried = {"from": recipe.initial, "carried": ready.carried, "fresh": ready.fresh}
         files.write_json(run.folder / "carried.json", carried)
