@@ -50,3 +50,21 @@ def test_json_that_is_none(tmp_path):
         files.read_json(tmp_path / "x.json", "The test's file")
     with pytest.raises(UserError, match="The test's file is not there"):
         files.read_json(tmp_path / "y.json", "The test's file")
+
+
+@pytest.mark.parametrize("name", ["file/x", "file/x/y", "folder", ".", ".."])
+def test_a_place_that_cannot_be_written_is_said_in_one_line(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "folder" / "of a person").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"cannot be written|names no file"):
+        files.write_text(name, "new")
+    assert (tmp_path / "file").read_text() == "old"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_folder_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(UserError, match="cannot be made"):
+        files.make_folder(tmp_path / "file")
+    assert files.make_folder(tmp_path / "new" / "below").is_dir()

@@ -153,3 +153,42 @@ def test_angular_margin_gradient_by_finite_differences():
 def test_impossible_margins_are_refused():
     with pytest.raises(ValueError, match=r"m1=0\.5"):
         AngularMarginLoss(m1=0.5)
+
+
+@pytest.mark.parametrize("loss", [CrossentropyLoss(), FocalLoss(), AgeDistributionLoss([10, 20, 30])])
+@pytest.mark.parametrize("indices", [np.array([1, 0, 2, 1]), np.array([[1], [0], [2], [1]])])
+def test_indices_of_classes_are_refused_where_shares_are_wanted(loss, indices):
+    with pytest.raises(ValueError, match="to_categorical"):
+        loss(indices.astype("float32"), np.full((4, 3), 1 / 3, "float32"))
+
+
+def test_margins_take_indices_with_and_without_an_axis():
+    cosines = np.random.default_rng(0).uniform(-1, 1, (4, 3)).astype("float32")
+    indices = np.array([1, 0, 2, 1])
+    loss = AngularMarginLoss(reduction=None)
+    np.testing.assert_array_equal(loss(indices, cosines), loss(indices[:, None], cosines))
+    with pytest.raises(ValueError, match="indices of classes"):
+        loss(np.eye(3)[indices], cosines)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: CrossentropyLoss(1.0), lambda: FocalLoss(alpha=2), lambda: FocalLoss(gamma=-1)]
+)
+def test_what_is_out_of_range_is_refused(make):
+    with pytest.raises(ValueError, match="Expected"):
+        make()
+
+
+def test_focal_loss_teaches_what_is_sure_and_wrong():
+    import tensorflow as tf
+
+    logits = tf.Variable([[30.0, 0.0, 0.0]])
+    with tf.GradientTape() as tape:
+        loss = FocalLoss()(TRUTH, tf.nn.softmax(logits))
+    assert np.abs(tape.gradient(loss, logits)[0, :2]).min() > 0.2  # alpha, from the class that is right
+
+
+@pytest.mark.parametrize("loss", [CrossentropyLoss, FocalLoss])
+def test_half_precision_is_finite(loss):
+    eye = np.eye(3, dtype="float16")
+    assert float(loss(dtype="float16")(eye, eye)) == pytest.approx(0, abs=1e-5)

@@ -47,3 +47,21 @@ def test_any_optimizer_can_be_made_discriminative(optimizer_class):
     cls = discriminative(optimizer_class)
     assert cls is discriminative(optimizer_class)
     assert not moved(cls(0.1, factors={"low": 0.0}))["low"].any()
+
+
+def test_names_of_nothing_that_is_trained_are_told():
+    with pytest.warns(UserWarning, match="1 of 2 factors name nothing that is trained: lwo"):
+        moved(DiscriminativeAdam(0.1, factors={"lwo": 0.0, "high": 0.5}))
+
+
+def test_what_was_left_out_of_weight_decay_stays_out():
+    model = small_model()
+    optimizer = discriminative(keras.optimizers.AdamW)(0.01, weight_decay=10.0, factors={"low": 0.0})
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    bias = model.get_layer("high").bias
+    bias.assign([1.0])
+    model.compile(optimizer, lambda truth, said: 0.0 * said)
+    model.fit(np.ones((8, 3)), np.ones((8, 1)), batch_size=8, verbose=0)
+    np.testing.assert_array_equal(bias, [1.0])
+    assert np.abs(model.get_layer("high").kernel - small_model().get_layer("high").kernel).max() > 0
+    np.testing.assert_array_equal(model.get_layer("low").kernel, small_model().get_layer("low").kernel)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import logging
 import os
 import sys
@@ -21,6 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         Exit code: 0 well, 2 bad input (one line on standard error), 130 stopped by Ctrl-C.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal has no letters for is no reason to stop
+            stream.reconfigure(errors="backslashreplace")
     options = _parser().parse_args(arguments)
     # TensorFlow's and absl's chatter, at the start and of graphs traced anew, is for their developers.
     quiet = os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3"
@@ -41,10 +45,11 @@ def main(arguments: list[str] | None = None) -> int:
         # The reader of a pipe (head, less) has gone: nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
+    except Exception as error:
         import errno
 
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+        if not full and os.strerror(errno.ENOSPC) not in str(error):  # TensorFlow has an error of its own for it
             raise
         print("tfface: the disk is full; free some room and run the same command again.", file=sys.stderr)
         return 2

@@ -346,6 +346,8 @@ def export(
     for chosen, option, needed in ((bfloat16, "--bfloat16", "saved_model"), (int8, "--int8", "litert")):
         if chosen and form != needed:
             raise UserError(f"{option} belongs to --format {needed}, received --format {form}")
+    if data and not int8:
+        raise UserError(f"--data names the faces for --int8, which was not asked for. Received: {data}.")
     run = find_model(folder)
     # The package itself may be read-only, and is no place to write to.
     home = Path("runs") / run.folder.name if run.folder.parent == SHIPPED else run.folder

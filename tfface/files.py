@@ -27,13 +27,18 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     as a folder cannot be renamed over one that holds files).
 
     Raises:
-        UserError: the disk is full or the folder cannot be written to.
+        UserError: the disk is full, or nothing can be written there.
     """
     path = Path(path)
+    if path.name in ("", ".."):
+        raise UserError(f"{path} names no file or folder of its own to write. Name a new one.")
     aside = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
+    ours = True
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        ours = False
         yield aside
+        ours = True
         if path.is_dir() and aside.is_dir():
             old = path.with_name(f".{path.name}.{os.getpid()}.old")
             path.rename(old)
@@ -46,22 +51,37 @@ def written_aside(path: str | Path) -> Iterator[Path]:
             raise UserError(
                 f"The disk is full: {path} could not be written and was left as it was. Free some room, then run again."
             ) from error
-        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
+        if ours or error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR):
             raise UserError(
-                f"{path} cannot be written: {error.strerror}. Name a folder that you may write to."
+                f"{path} cannot be written: {error.strerror}. Name another place, in a folder that you may write to."
             ) from error
         raise
     finally:
         if aside.is_dir():
             shutil.rmtree(aside, ignore_errors=True)
         else:
-            aside.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # nor could it be made
+                aside.unlink()
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make a folder, and those above it, unless it is there.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The folder {path} cannot be made: {error.strerror}. Name another place.") from error
+    return path
 
 
 def write_text(path: str | Path, text: str) -> Path:
     """Write a text file aside and rename it to `path`."""
     with written_aside(path) as aside:
-        aside.write_text(text)
+        aside.write_text(text, encoding="utf-8", errors="backslashreplace")
     return Path(path)
 
 
@@ -81,7 +101,7 @@ def read_json(path: str | Path, what: str):
         UserError: the file is absent or is not JSON.
     """
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{what} is not there: expected {path}.") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -6,6 +6,23 @@ import keras
 from keras import ops
 
 
+def _alike(y_true, y_pred):
+    """Both in float32. Class indices are refused: they would be spread over the classes in silence."""
+    shapes = tuple(y_true.shape), tuple(y_pred.shape)
+    known = zip(*shapes, strict=False)
+    if len(shapes[0]) != len(shapes[1]) or any(None not in pair and pair[0] != pair[1] for pair in known):
+        raise ValueError(
+            "Targets must have the shape of the predictions, (batch, classes); indices of classes become so by "
+            f"keras.utils.to_categorical. Received: targets {shapes[0]}, predictions {shapes[1]}."
+        )
+    return ops.cast(y_true, "float32"), ops.cast(y_pred, "float32")
+
+
+def _log(probabilities):
+    """Logarithm that stays finite, and whose slope vanishes below 1e-36 only."""
+    return ops.log(ops.maximum(probabilities, 1e-36))
+
+
 @keras.saving.register_keras_serializable(package="tfface")
 class CrossentropyLoss(keras.losses.Loss):
     """Cross-entropy of classes that goes on teaching where a softmax is sure and wrong.
@@ -21,17 +38,24 @@ class CrossentropyLoss(keras.losses.Loss):
     Args:
         label_smoothing: share of each target that is spread evenly over all classes, in [0, 1).
 
-    Inputs: `y_true` (one-hot, or a blend) and `y_pred` (probabilities) of shape `(batch, classes)`.
+    Inputs: `y_true` (one-hot, or a blend) and `y_pred` (probabilities) of shape `(batch, classes)`. All is computed in
+    float32, here and in the losses below.
+
+    Raises:
+        ValueError: a smoothing out of range, or targets of another shape than the predictions.
     """
 
     def __init__(self, label_smoothing=0.0, reduction="sum_over_batch_size", name="crossentropy", dtype=None):
-        super().__init__(reduction=reduction, name=name, dtype=dtype)
+        super().__init__(reduction=reduction, name=name, dtype=dtype or "float32")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"Expected a label_smoothing in [0, 1). Received: {label_smoothing}")
         self.label_smoothing = float(label_smoothing)
 
     def call(self, y_true, y_pred):
+        y_true, y_pred = _alike(y_true, y_pred)
         spread = self.label_smoothing / y_pred.shape[-1]
         target = (1 - self.label_smoothing) * y_true + spread
-        return -ops.sum(target * ops.log(ops.maximum(y_pred, 1e-36)), axis=-1)
+        return -ops.sum(target * _log(y_pred), axis=-1)
 
     def get_config(self):
         return {**super().get_config(), "label_smoothing": self.label_smoothing}
@@ -52,6 +76,9 @@ class AgeDistributionLoss(keras.losses.Loss):
         expectation_weight: weight of the second term, per year, >= 0.
 
     Inputs: `y_true` and `y_pred` of shape `(batch, k)`, rows that sum to 1.
+
+    Raises:
+        ValueError: targets of another shape than the predictions.
     """
 
     def __init__(
@@ -62,12 +89,13 @@ class AgeDistributionLoss(keras.losses.Loss):
         name="age_distribution",
         dtype=None,
     ):
-        super().__init__(reduction=reduction, name=name, dtype=dtype)
+        super().__init__(reduction=reduction, name=name, dtype=dtype or "float32")
         self.years = [float(year) for year in years]
         self.expectation_weight = float(expectation_weight)
 
     def call(self, y_true, y_pred):
-        crossentropy = -ops.sum(y_true * ops.log(ops.clip(y_pred, 1e-7, 1.0)), axis=-1)
+        y_true, y_pred = _alike(y_true, y_pred)
+        crossentropy = -ops.sum(y_true * _log(y_pred), axis=-1)
         years = ops.convert_to_tensor(self.years, dtype=y_pred.dtype)
         difference = ops.sum((y_true - y_pred) * years, axis=-1)
         return crossentropy + self.expectation_weight * ops.abs(difference)
@@ -94,16 +122,22 @@ class FocalLoss(keras.losses.Loss):
         gamma: how much what is sure already counts less, >= 0.
 
     Inputs: `y_true` (one-hot) and `y_pred` (probabilities) of shape `(batch, classes)`.
+
+    Raises:
+        ValueError: alpha or gamma out of range, or targets of another shape than the predictions.
     """
 
     def __init__(self, alpha=0.25, gamma=2.0, reduction="sum_over_batch_size", name="focal", dtype=None):
-        super().__init__(reduction=reduction, name=name, dtype=dtype)
+        super().__init__(reduction=reduction, name=name, dtype=dtype or "float32")
+        if not 0 < alpha < 1 or gamma < 0:
+            raise ValueError(f"Expected alpha in (0, 1) and gamma >= 0. Received: alpha={alpha}, gamma={gamma}")
         self.alpha, self.gamma = float(alpha), float(gamma)
 
     def call(self, y_true, y_pred):
-        p = ops.clip(y_pred, 1e-7, 1 - 1e-7)
-        right = self.alpha * y_true * (1 - p) ** self.gamma * ops.log(p)
-        others = (1 - self.alpha) * (1 - y_true) * p**self.gamma * ops.log(1 - p)
+        y_true, p = _alike(y_true, y_pred)
+        rest = ops.maximum(1 - p, 1e-7)  # float32 knows no number between 1 - 6e-8 and 1
+        right = self.alpha * y_true * rest**self.gamma * _log(p)
+        others = (1 - self.alpha) * (1 - y_true) * p**self.gamma * ops.log(rest)
         return -ops.sum(right + others, axis=-1)
 
     def get_config(self):
@@ -128,11 +162,11 @@ class AngularMarginLoss(keras.losses.Loss):
         m3: taken from the cosine, >= 0. 0.35 in CosFace.
         scale: length to which features are brought, > 0. Paper 5 gives none; 30 in its ancestor.
 
-    Inputs: `y_true` `(batch, 1)`, the true class's index; `y_pred` `(batch, classes)`, cosines, as
-    `tfface.layers.CosineSimilarity` gives them. All is computed in float32.
+    Inputs: `y_true` `(batch, 1)` or `(batch,)`, the true class's index (one out of range is of no class: give it the
+    weight 0); `y_pred` `(batch, classes)`, cosines, as `tfface.layers.CosineSimilarity` gives them.
 
     Raises:
-        ValueError: a margin or scale out of range.
+        ValueError: a margin or scale out of range, or one-hot targets.
     """
 
     def __init__(
@@ -146,8 +180,10 @@ class AngularMarginLoss(keras.losses.Loss):
         self.m1, self.m2, self.m3, self.scale = float(m1), float(m2), float(m3), float(scale)
 
     def call(self, y_true, y_pred):
+        if len(y_true.shape) > 1 and y_true.shape[-1] != 1:
+            raise ValueError(f"Targets must be indices of classes, (batch, 1). Received: shape {tuple(y_true.shape)}.")
         cosines = ops.cast(y_pred, "float32")
-        true = ops.one_hot(ops.cast(y_true[..., 0], "int32"), cosines.shape[-1], dtype="float32")
+        true = ops.one_hot(ops.cast(ops.reshape(y_true, (-1,)), "int32"), cosines.shape[-1], dtype="float32")
         cosine = ops.sum(true * cosines, axis=-1, keepdims=True)
         logits = self.scale * ops.where(true > 0, self._margin(cosine), cosines)
         return ops.logsumexp(logits, axis=-1) - ops.sum(true * logits, axis=-1)

@@ -1,6 +1,7 @@
 """Learning rates for any Keras 3 model and backend: a factor for chosen layers, the one-cycle policy, a cosine."""
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import keras
@@ -12,7 +13,8 @@ def discriminative(optimizer_class: type[keras.optimizers.Optimizer]) -> type[ke
     """Make a subclass of a Keras optimizer that scales the learning rate layer by layer.
 
     The new class takes one more argument, `factors`: layer name -> factor. A name covers a
-    layer, a block or a nested model; what is not named keeps the factor 1, and a factor of 0 freezes.
+    layer, a block or a nested model; what is not named keeps the factor 1, and a factor of 0 freezes. Names of nothing
+    that is trained are told in a warning.
 
     Reference: Howard and Ruder, Universal Language Model Fine-tuning for Text Classification (ACL 2018), section 3.2.
 
@@ -21,7 +23,8 @@ def discriminative(optimizer_class: type[keras.optimizers.Optimizer]) -> type[ke
             multi-device wrappers).
 
     Returns:
-        The subclass, named `Discriminative<Name>`, serialisable.
+        The subclass, named `Discriminative<Name>`. To load what was saved with it in a new process, make it there too
+        (those of Adam and SGD are made here).
 
     Example:
         optimizer = discriminative(keras.optimizers.Adam)(1e-3, factors={"conv1": 0.01})
@@ -41,10 +44,21 @@ def discriminative(optimizer_class: type[keras.optimizers.Optimizer]) -> type[ke
         def factor_of(self, path):
             return next((self.factors[part] for part in path.split("/")[:-1] if part in self.factors), 1.0)
 
+        def exclude_from_weight_decay(self, var_list=None, var_names=None):
+            self._excluded = list(var_list or ()), list(var_names or ())
+            super().exclude_from_weight_decay(var_list, var_names)
+
         def build(self, variables):
-            frozen = [variable for variable in variables if not self.factor_of(variable.path)]
-            if frozen and not self.built:
-                self.exclude_from_weight_decay(var_list=frozen)
+            if not self.built:
+                known = {part for variable in variables for part in variable.path.split("/")[:-1]}
+                unknown = [name for name in self.factors if name not in known]
+                if unknown:
+                    words = f"factors name nothing that is trained: {', '.join(unknown[:5])}"
+                    warnings.warn(f"{len(unknown)} of {len(self.factors)} {words}", stacklevel=2)
+                frozen = [variable for variable in variables if not self.factor_of(variable.path)]
+                variables_too, names_too = getattr(self, "_excluded", ((), ()))
+                if frozen:
+                    self.exclude_from_weight_decay([*variables_too, *frozen], names_too)
             super().build(variables)
 
         def update_step(self, gradient, variable, learning_rate):
@@ -123,6 +137,8 @@ class OneCycle(keras.optimizers.schedules.LearningRateSchedule):
 
     def __init__(self, highest, steps, rising=0.25, start_division=25.0, end_division=1e5):
         super().__init__()
+        if highest is None:  # as a learning-rate test suggests it where the loss fell nowhere
+            raise UserError("OneCycle needs highest > 0. Received: None.")
         if not (highest > 0 and steps >= 2 and 0 < rising < 1 and start_division > 0 and end_division > 0):
             raise UserError(
                 "OneCycle needs highest > 0, steps >= 2, 0 < rising < 1 and divisions > 0. Received: "

@@ -102,3 +102,11 @@ def test_training_says_it_in_one_line(prepared, tmp_path, capsys):
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tfface:")]
     assert len(lines) == 1
     assert path.name in lines[0]
+
+
+def test_a_label_that_is_not_known_is_shown_once():
+    counts = pipeline.repeats({"race": np.array([0, 1, -1, 4])}, {"race": (1, 2, 3, 3, 4)})
+    assert counts.tolist() == [1, 2, 1, 4]
+    for factors in ((1, 2.5), (0, 1)):
+        with pytest.raises(UserError, match="integers, at least 1"):
+            pipeline.repeats({"race": np.array([0, 1])}, {"race": factors})

@@ -77,3 +77,9 @@ def test_age_groups_hold_their_last_year():
     )
     groups = by_group(predictions, age_starts=(0, 6, 62))["by"]["age group"]["groups"]
     assert [(group["group"], group["n"]) for group in groups] == [(["0-5"], 1), (["6-61"], 1), (["62+"], 1)]
+
+
+@pytest.mark.parametrize("starts", [(18, 30, 50), (0, 50, 30)])
+def test_age_groups_that_leave_people_out_are_refused(predictions, starts):
+    with pytest.raises(ValueError, match="begin at 0 and rise"):
+        by_group(predictions, starts)

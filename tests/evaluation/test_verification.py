@@ -94,3 +94,18 @@ def test_facenet_tells_real_people_apart(facenet, samples):
     one, other = (model.predict(images, batch_size=40, verbose=0) for images in (first, second))
     similarity, same = cosine_similarity(one, other), np.array([len(row) == 3 for row in rows])
     assert np.mean((similarity >= best_threshold(similarity, same)) == same) > 0.96
+
+
+def test_rates_of_equal_scores_are_exact():
+    """Of points on one line scikit-learn leaves out the middle ones: the rate at 0.1 would be that of fewer pairs."""
+    random = np.random.default_rng(15)
+    same = np.repeat([True, False], 1000)
+    similarity = np.round(random.normal(np.where(same, 0.5, 0.0), 0.5), 1)
+    given = verify_folds(similarity, same, np.tile(np.arange(10), 200))["tar"]["0.1"]["value"]
+    allowed = [t for t in np.unique(similarity) if np.mean(similarity[~same] >= t) <= 0.1]
+    assert given == pytest.approx(np.mean(similarity[same] >= min(allowed)))
+
+
+def test_pairs_of_one_kind_are_refused():
+    with pytest.raises(ValueError, match="both kinds"):
+        verify_folds(np.arange(4.0), np.ones(4, bool), np.arange(4) % 2)

@@ -2,6 +2,7 @@
 
 import xml.etree.ElementTree as ElementTree
 
+import keras
 import numpy as np
 import pytest
 
@@ -182,3 +183,10 @@ def test_dlib_eyes_are_those_of_its_68_landmarks(samples, predictor, parts, leas
     assert len(in_photo) >= 2 * least_faces
     assert np.mean(in_photo) < in_photo_most
     assert np.mean(in_crop) < in_crop_most
+
+
+@pytest.mark.parametrize("name", ["mtcnn", "yolo"])
+def test_another_backend_is_said_in_one_line(name, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    with pytest.raises(UserError, match="unset it"):
+        load_detector(name)

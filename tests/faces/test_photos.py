@@ -174,3 +174,15 @@ def test_missing_paths_are_refused_at_once_and_empty_folders_when_reached(tree):
     (tree / "empty").mkdir()
     with pytest.raises(UserError, match="no photo in folder"):
         list(find_photos([tree / "empty"]))
+
+
+def test_what_is_read_may_be_drawn_on(tmp_path):
+    for name in ("a.png", "a.jpg", "grey.png"):
+        Image.new("L" if name == "grey.png" else "RGB", (8, 6)).save(tmp_path / name)
+        photo = read_photo(tmp_path / name)
+        photo[0] = 255
+        assert photo.flags.c_contiguous
+
+
+def test_one_folder_needs_no_list(tree):
+    assert list(find_photos(str(tree))) == list(find_photos(tree)) == list(find_photos([tree]))

@@ -154,3 +154,24 @@ def test_the_compact_network_from_fairface_alone_has_no_embedding():
     assert set(alone.output) == {"gender", "race", "age", "age_group", "race_utkface"}
     with_it = recipes.load("compact", "fairface").changed(**small, embedding_weight=10.0).model()
     assert set(with_it.output) == {*alone.output, "embedding"}
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "batch_size=0",
+        "seed=-1",
+        "mixup=-1.0",
+        "occluded=7.0",
+        "image_size=100000,100000",
+        "image_size=48.5,48",
+        "epochs=0",
+        "random_crop=5.0",
+        "label_smoothing=2.0",
+        "learning_rate=-1.0",
+        "gender_weight=-1.0",
+    ],
+)
+def test_values_out_of_range_are_named(setting):
+    with pytest.raises(UserError, match=rf"^{setting.split('=')[0]} must be .*\. Received: "):
+        recipes.load("arg", settings=[setting])

@@ -1,6 +1,7 @@
 import copy
 import csv
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from tfface import cli, commands, labels
 from tfface.errors import UserError
 from tfface.faces import synthesize
 from tfface.faces.crops import Alignment
+from tfface.faces.photos import read_photo
 from tfface.serving.predictor import SHIPPED, Predictor, find_model
 
 SERVE = """
@@ -21,12 +23,12 @@ for name in ("tfface", "keras", "tf_keras"):
     sys.modules[name] = None  # only TensorFlow is there
 import numpy as np
 import tensorflow as tf
-folder, crops, out = sys.argv[1:]
+folder, crops, out, *photos = sys.argv[1:]
 crops = np.load(crops)
 served = tf.saved_model.load(folder).signatures
 images = served["serving_default"](images=tf.constant(crops))
-jpeg = tf.stack([tf.io.encode_png(crop) for crop in crops])
-encoded = served["jpeg"](jpeg=jpeg)
+png = [tf.io.encode_png(crop) for crop in crops[:-1]]
+encoded = served["jpeg"](jpeg=tf.stack([*png, tf.io.read_file(photos[0])]))
 arrays = {f"images/{k}": v.numpy() for k, v in images.items()} | {f"jpeg/{k}": v.numpy() for k, v in encoded.items()}
 np.savez(out, **{k: v.astype(str) if v.dtype == object else v for k, v in arrays.items()})
 """
@@ -48,12 +50,15 @@ def group(tmp_path_factory):
 def test_saved_model_equals_the_keras_model_with_only_tensorflow(tiny_run, predictor, tmp_path):
     assert cli.main(["export", str(tiny_run.folder), "--out", str(tmp_path / "saved")]) == 0
     crops = np.stack([synthesize.face(seed).image for seed in (3_000_000, 3_000_001, 3_000_002)])
+    # The last one is a JPEG: the server must decode it as whoever else reads it, to the grey level.
+    Image.fromarray(crops[-1]).save(tmp_path / "last.jpg", quality=90)
+    crops[-1] = read_photo(tmp_path / "last.jpg")
     np.save(tmp_path / "crops.npy", crops)
-    arguments = [tmp_path / "saved", tmp_path / "crops.npy", tmp_path / "out.npz"]
+    arguments = [tmp_path / name for name in ("saved", "crops.npy", "out.npz", "last.jpg")]
     subprocess.run([sys.executable, "-c", SERVE, *map(str, arguments)], check=True, timeout=300)
     expected = predictor.predict_crops(crops)
     with np.load(tmp_path / "out.npz") as answer:
-        for signature in ("images", "jpeg"):  # PNG bytes lose nothing
+        for signature in ("images", "jpeg"):
             for task in ("gender", "race"):
                 received = answer[f"{signature}/{task}_probabilities"]
                 np.testing.assert_allclose(received, expected[task], atol=1e-5)
@@ -217,3 +222,25 @@ def test_nothing_is_exported_into_the_package(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tfface.serving.onnx.export_onnx", lambda run, target: target)
     assert commands.export("compact", form="onnx") == Path("runs/compact/model.onnx")
+
+
+def test_an_export_replaces_a_saved_model_and_nothing_else(tiny_run, tmp_path):
+    before = sorted(path.name for path in tiny_run.folder.iterdir())
+    for folder, words in ((tiny_run.folder, "config.json"), (tmp_path, "mine.txt")):
+        (tmp_path / "mine.txt").write_text("of a person")
+        with pytest.raises(UserError, match=rf"would be lost: .*{words}"):
+            commands.export(tiny_run.folder, folder)
+    assert sorted(path.name for path in tiny_run.folder.iterdir()) == before
+    with pytest.raises(UserError, match="--int8"):
+        commands.export(tiny_run.folder, tmp_path / "x", data="synthetic_faces/small")
+
+
+def test_names_that_are_no_utf8(group, tmp_path):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    name = b"latin\xe9.png"
+    (photos / os.fsdecode(name)).write_bytes(group[0].read_bytes())
+    assert cli.main(["predict", str(photos), "--to", str(tmp_path / "out"), "--out", "picture,json,csv"]) == 0
+    assert (tmp_path / "out" / os.fsdecode(b"latin\xe9.png-faces.jpg")).stat().st_size > 1000
+    assert name in (tmp_path / "out" / "predictions.csv").read_bytes()
+    assert json.loads((tmp_path / "out" / "predictions.json").read_text())[0]["photo"].endswith(os.fsdecode(name))

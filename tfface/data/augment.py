@@ -127,7 +127,7 @@ def mixup(images, targets, alpha: float, seed):
     Returns:
         `(images, targets)`, of the same shapes.
     """
-    draws = tf.random.stateless_gamma((2, tf.shape(images)[0]), seed, tf.constant(alpha))
+    draws = tf.random.stateless_gamma((2, tf.shape(images)[0]), seed, tf.constant(alpha, tf.float32))
     # Of very small alphas both draws may round to 0: then the image stays what it is.
     shares = tf.math.divide_no_nan(draws[1], draws[0] + draws[1])
 

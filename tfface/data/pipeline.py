@@ -304,14 +304,19 @@ def repeats(labels: Mapping[str, np.ndarray], oversample: Mapping[str, Sequence[
 
     Args:
         labels: arrays of integer labels, each `(n,)`.
-        oversample: label -> a factor for each of its classes, integers >= 1.
+        oversample: label -> a factor for each of its classes, integers >= 1. A label that is not known, -1, counts 1.
 
     Returns:
         `(n,)` int64.
+
+    Raises:
+        UserError: another factor.
     """
     counts = np.ones(len(next(iter(labels.values()))), "int64")
     for name, factors in oversample.items():
-        counts *= np.asarray(factors, "int64")[labels[name]]
+        if any(factor < 1 or factor != int(factor) for factor in factors):
+            raise UserError(f"The factors of oversample must be integers, at least 1. Received for {name}: {factors}.")
+        counts *= np.array([*factors, 1], "int64")[labels[name]]  # -1 is the last of them
     return counts
 
 

@@ -30,9 +30,18 @@ def fit_temperature(probabilities: np.ndarray, truth: np.ndarray, groups: Sequen
 
     Returns:
         The temperature, in [1/20, 20]: above 1 the probabilities were too sure.
+
+    Raises:
+        ValueError: no row, a probability that is not finite, or a truth that is no class.
     """
-    logits = np.log(np.clip(probabilities.astype("float64"), 1e-12, 1.0))
+    probabilities = np.asarray(probabilities, "float64")
+    if not len(probabilities) or not np.isfinite(probabilities).all():
+        raise ValueError(f"Probabilities must be finite, one row or more. Received: shape {probabilities.shape}")
+    logits = np.log(np.clip(probabilities, 1e-12, 1.0))
     right = np.asarray(range(probabilities.shape[1]) if groups is None else groups) == np.asarray(truth)[:, None]
+
+    if not right.any(axis=1).all():
+        raise ValueError(f"Each truth must be a class. Received: {np.asarray(truth)[~right.any(axis=1)][:5]}")
 
     def surprise(log_temperature):
         scaled = logits / np.exp(log_temperature)

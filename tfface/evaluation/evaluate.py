@@ -163,7 +163,7 @@ class Predictions:
                 age_spread=arrays.get("age_spread"),
                 ordered=tuple(arrays["ordered"].tolist()),
             )
-        except FileNotFoundError as error:
+        except (FileNotFoundError, IsADirectoryError) as error:
             raise UserError(f"The predictions are not there: expected {path}. Evaluate the run first.") from error
         except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
             raise UserError(
@@ -365,6 +365,8 @@ def age_errors(truth, predicted, spread=None) -> dict:
         distribution holds the truth.
     """
     truth, predicted = np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
+    if truth.shape != predicted.shape:
+        raise ValueError(f"Ages must be as many as true ages. Received: {predicted.shape} for {truth.shape}")
     error, n = predicted - truth, len(truth)
     distance = np.abs(error)
     decade = (truth // 10).astype(int)

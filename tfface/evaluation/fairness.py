@@ -93,6 +93,8 @@ def attributes(
         if name != "age" and name not in predictions.ordered
     }
     if "age" in predictions.truth:
+        if age_starts[0] != 0 or list(age_starts) != sorted(set(age_starts)):
+            raise ValueError(f"Age groups must begin at 0 and rise, or people are in none. Received: {age_starts}")
         ends = [f"-{following - 1}" for following in age_starts[1:]] + ["+"]
         names = tuple(f"{start}{end}" for start, end in zip(age_starts, ends, strict=True))
         found["age group"] = (age_bin(np.floor(predictions.truth["age"]), age_starts), names)

@@ -20,7 +20,7 @@ def cosine_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     if not (np.isfinite(norms).all() and (norms > 0).all()):
         raise ValueError("Embeddings must be finite and not zero. Received some that are not.")
-    return (first * second).sum(axis=1) / norms
+    return np.clip((first * second).sum(axis=1) / norms, -1, 1)
 
 
 def centred_similarity(first: np.ndarray, second: np.ndarray, fold: np.ndarray) -> np.ndarray:
@@ -49,9 +49,11 @@ def best_threshold(similarity: np.ndarray, same: np.ndarray) -> float:
     It lies halfway between two neighbouring values; among equals the lowest is taken.
 
     Args:
-        similarity: `(pairs,)`.
+        similarity: `(pairs,)`, finite.
         same: `(pairs,)` bool.
     """
+    if not np.isfinite(similarity).all():
+        raise ValueError("Similarities must be finite. Received some that are not.")
     order = np.argsort(similarity, kind="stable")
     values, truth = similarity[order], np.asarray(same, bool)[order]
     # right[k]: pairs judged right when the k lowest are called different.
@@ -79,11 +81,16 @@ def verify_folds(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> 
     Returns:
         `{"n", "accuracy", "deviation", "folds": [{"accuracy", "threshold", "n"}], "auc", "tar": {far: {...}}, "roc"}`;
         deviation is the standard deviation over folds.
+
+    Raises:
+        ValueError: one fold, or pairs of one kind only.
     """
     similarity, same, fold = np.asarray(similarity), np.asarray(same, bool), np.asarray(fold)
     numbers = np.unique(fold)
     if len(numbers) < 2:
         raise ValueError(f"`fold` must name at least two folds. Received: {numbers}")
+    if same.all() or not same.any():
+        raise ValueError(f"Pairs of both kinds are needed. Received: {same.sum()} of {len(same)} of the same person")
     folds = []
     rows = np.broadcast_to(similarity, (len(numbers), len(same)))
     similarity = np.empty(len(same))
@@ -94,7 +101,8 @@ def verify_folds(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> 
         accuracy = float(np.mean((row[held] >= threshold) == same[held]))
         folds.append({"accuracy": accuracy, "threshold": threshold, "n": int(held.sum())})
     accuracies = [row["accuracy"] for row in folds]
-    false_accepts, true_accepts, _ = roc_curve(same, similarity)
+    # Every point for the rates: of what lies on one line, as equal scores do, scikit-learn leaves out the middle.
+    false_accepts, true_accepts, _ = roc_curve(same, similarity, drop_intermediate=False)
     negatives, positives = int((~same).sum()), int(same.sum())
     tar = {}
     for far in (0.1, 0.01, 0.001, 1e-4):
@@ -103,6 +111,7 @@ def verify_folds(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> 
         rate = float(true_accepts[np.searchsorted(false_accepts, far, side="right") - 1])
         low, high = stats.binomtest(round(rate * positives), positives).proportion_ci(method="wilson")
         tar[f"{far:g}"] = {"value": rate, "interval": [float(low), float(high)]}
+    curve = roc_curve(same, similarity)[:2]
     return {
         "n": len(same),
         "accuracy": float(np.mean(accuracies)),
@@ -110,5 +119,5 @@ def verify_folds(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> 
         "folds": folds,
         "auc": float(roc_auc_score(same, similarity)),
         "tar": tar,
-        "roc": [[float(x), float(y)] for x, y in zip(false_accepts, true_accepts, strict=True)],
+        "roc": [[float(x), float(y)] for x, y in zip(*curve, strict=True)],
     }

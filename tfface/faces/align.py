@@ -102,9 +102,12 @@ def five_point_matrix(landmarks: np.ndarray, size: tuple[int, int] = (112, 96)) 
         Matrix (2, 3), float64, from photo to crop.
 
     Raises:
-        UserError: the shape of the crop has no reference, or the landmarks coincide or are not finite.
+        UserError: other landmarks than five, the shape of the crop has no reference, or the landmarks coincide or are
+            not finite.
     """
     height, width = size
+    if np.shape(landmarks) != (5, 2):
+        raise UserError(f"the five-point alignment needs five landmarks (5, 2), received {np.shape(landmarks)}")
     if height * 96 == width * 112:
         reference = FIVE_POINTS_112x96
     elif height == width:
@@ -128,12 +131,12 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
         Matrix (2, 3), float64, from source to target.
 
     Raises:
-        UserError: the source points coincide or are not finite.
+        UserError: the source points coincide, or points are not finite.
     """
     z, w = (np.asarray(points, np.float64) @ (1, 1j) for points in (source, target))
     centred = z - z.mean()
     spread = np.vdot(centred, centred).real
-    if not (np.isfinite(spread) and spread > 0):
+    if not (np.isfinite(spread) and spread > 0 and np.isfinite(w).all()):
         raise UserError(f"landmarks must be finite and differ from one another, received {np.asarray(source).tolist()}")
     a = np.vdot(centred, w - w.mean()) / spread
     b = w.mean() - a * z.mean()
@@ -153,17 +156,16 @@ def transform(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 def warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Applies a matrix to pixels, without aliasing when it shrinks.
 
-    Bilinear sampling reads four pixels whatever the scale, so a large face that shrinks to less than half
-    would come out
-    jagged: its part of the photo is first averaged down by a whole factor.
+    Bilinear sampling reads four pixels whatever the scale, so a large face that shrinks to less than half would come
+    out jagged: its part of the photo is first averaged down by a whole factor.
 
     Args:
-        image: (height, width, channels), uint8.
+        image: (height, width, channels), uint8; grey of one channel may lack the axis.
         matrix: (2, 3), from photo to crop.
         size: (height, width) of the crop, pixels.
 
     Returns:
-        Array (*size, channels), uint8.
+        Array (*size, channels), uint8; (*size,) of grey.
     """
     height, width = size
     matrix = np.asarray(matrix, np.float64)

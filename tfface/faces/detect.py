@@ -86,13 +86,26 @@ def _check_photo(position: int, image: np.ndarray) -> None:
         raise UserError(f"{what} has no pixels, its shape is {image.shape}; {expected}: leave it out")
 
 
+def _on_tensorflow(name):
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(
+            f"The detector {name} runs on TensorFlow, and KERAS_BACKEND is {keras.backend.backend()}: unset it, or take"
+            " dlib or yolo:FILE.onnx."
+        )
+
+
 def _mtcnn(file: str | None, **options) -> Detector:
+    _on_tensorflow("mtcnn")
     from tfface.faces.mtcnn import MTCNN
 
     return MTCNN(**options)
 
 
 def _yolo(file: str | None, **options) -> Detector:
+    if not file:
+        _on_tensorflow("yolo")
     from tfface.faces import yolo
 
     return yolo.OnnxYOLO(file, **options) if file else yolo.TinyYOLO(**options)
@@ -116,10 +129,8 @@ def load_detector(name: str, **options) -> Detector:
             model of your own, run by onnxruntime), "dlib" (frontal faces, the corners of their eyes),
             "dlib:68-point" (all five landmarks; no commercial use) or "dlib:FILE.dat" (a shape predictor of
             your own).
-        **options: those of the class behind the name: `tfface.faces.mtcnn.MTCNN`,
-        `tfface.faces.yolo.TinyYOLO`,
-            `tfface.faces.yolo.OnnxYOLO`, `tfface.faces.dlib_detector.DlibHOG`. All know `min_face_size`,
-            pixels.
+        **options: those of the class behind the name: `tfface.faces.mtcnn.MTCNN`, `tfface.faces.yolo.TinyYOLO`,
+            `tfface.faces.yolo.OnnxYOLO`, `tfface.faces.dlib_detector.DlibHOG`. All know `min_face_size`, pixels.
 
     Returns:
         A detector, ready to be called.

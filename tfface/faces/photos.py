@@ -86,7 +86,7 @@ def _as_rgb(name: str, image: Image.Image) -> np.ndarray:
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         image = Image.alpha_composite(white, image)
-    return np.asarray(image.convert("RGB"))
+    return np.array(image.convert("RGB"))  # a copy: what Pillow lends may not be written to
 
 
 def _scale_16_bit(values: np.ndarray) -> np.ndarray:
@@ -121,7 +121,7 @@ def find_photos(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
     `?`, `[`, `**`) gives its matches sorted, folders searched in turn. A photo named twice comes once.
 
     Args:
-        paths: files, folders or globs, taken in the order given.
+        paths: files, folders or globs, taken in the order given; or one of them.
 
     Returns:
         Iterator over paths. Folders are read as the iterator reaches them, so a million photos need no list.
@@ -130,6 +130,8 @@ def find_photos(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
         UserError: at once for a path that does not exist or a glob without a match; while iterating for a
             folder that holds no photo.
     """
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
     named = [match for path in paths for match in _expand(os.fspath(path))]
 
     def walk() -> Iterator[Path]:

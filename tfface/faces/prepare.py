@@ -233,7 +233,8 @@ def _prepare(
                     tally.add(line)
                     lines.append(json.dumps(line, ensure_ascii=False) + "\n")
                 # In one piece: a run that goes on then starts where a batch starts, as one that was not stopped.
-                stream.write("".join(lines).encode())
+                # Of a name that is no UTF-8, "backslashreplace" makes what JSON itself would write.
+                stream.write("".join(lines).encode(errors="backslashreplace"))
                 bar.update(len(batch))
     for path in wrong:
         tally.broken.add(path)

@@ -235,7 +235,7 @@ class ARG(Recipe):
             rate = keras.optimizers.schedules.ExponentialDecay(self.learning_rate, drop_every, 0.9, staircase=True)
         else:
             raise UserError(f"schedule must be staircase, cosine or warm-cosine. Received: {self.schedule}.")
-        names = [layer.name for layer in model.layers if layer.weights]
+        names = [layer.name for layer in model.layers if layer.trainable_weights]
         backbone = names[: names.index("features_norm")]
         return DiscriminativeAdam(rate, factors=dict.fromkeys(backbone, self.backbone_factor))
 

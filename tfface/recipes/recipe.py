@@ -15,6 +15,33 @@ from tfface.data.pipeline import View
 from tfface.errors import UserError
 from tfface.tasks import Task
 
+AT_LEAST_0 = (lambda value: value >= 0), "0 or more"
+AT_LEAST_1 = (lambda value: value >= 1), "1 or more"
+ABOVE_0 = (lambda value: value > 0), "above 0"
+SHARE = (lambda value: 0 <= value <= 1), "between 0 and 1"
+SHARE_ABOVE_0 = (lambda value: 0 < value <= 1), "above 0 and at most 1"
+
+RANGES = {
+    "image_size": (
+        lambda sides: len(sides) == 2 and all(type(side) is int and 1 <= side <= 4096 for side in sides),
+        "height and width in whole pixels, 1 to 4096",
+    ),
+    "random_crop": SHARE_ABOVE_0,
+    "occluded": SHARE,
+    "worn_masks": SHARE,
+    "distill_share": SHARE_ABOVE_0,
+    "noise": AT_LEAST_0,
+    "mixup": AT_LEAST_0,
+    "label_smoothing": ((lambda value: 0 <= value < 1), "at least 0 and below 1"),
+    "epochs": AT_LEAST_1,
+    "schedule_scale": ABOVE_0,
+    "patience": AT_LEAST_0,
+    "batch_size": AT_LEAST_1,
+    "learning_rate": ABOVE_0,
+    "seed": ((lambda value: 0 <= value < 1 << 32), "at least 0 and below 2**32"),
+}
+"""Field of every recipe -> whether a value is within its range, and that range in words."""
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -106,6 +133,12 @@ class Recipe:
     initial: str = ""
     pairs: tuple[str, ...] = ()
     seed: int = 0
+
+    def __post_init__(self):
+        weights = [field.name for field in dataclasses.fields(self) if field.name.endswith("_weight")]
+        for name, (within, words) in {**RANGES, **dict.fromkeys(weights, AT_LEAST_0)}.items():
+            if not within(getattr(self, name)):
+                raise UserError(f"{name} must be {words}. Received: {getattr(self, name)}.")
 
     def tasks(self) -> tuple[Task, ...]:
         """What the network's outputs learn."""
@@ -246,7 +279,8 @@ def parse_settings(recipe: Recipe, settings: list[str]) -> dict:
             value = ast.literal_eval(text)
         except (ValueError, SyntaxError):
             value = text
-        recipe.changed(**{name: value})  # names an unknown field
+        if name not in {field.name for field in dataclasses.fields(recipe)}:
+            recipe.changed(**{name: value})  # says which fields there are
         present = getattr(recipe, name)
         if isinstance(present, float) and type(value) is int:
             value = float(value)

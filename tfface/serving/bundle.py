@@ -296,7 +296,7 @@ def _withdrawn(model: Path) -> list[int]:
 @contextlib.contextmanager
 def _locked(bundle: Path) -> Iterator[None]:
     """One publication or roll-back at a time."""
-    bundle.mkdir(parents=True, exist_ok=True)
+    files.make_folder(bundle)
     with open(bundle / ".lock", "w") as stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import keras
@@ -23,6 +24,9 @@ EMBEDDING_LAYERS = ("embedding", "bottleneck_norm", "features", "avg_pool")
 normalised bottleneck that the heads share (ARG; signed, as FaceNet's own bottleneck is, before the ReLU); the pooled
 features below the heads. A bottleneck learnt from attributes puts faces of like age, gender and group together: it
 does not tell people apart."""
+
+SAVED_MODEL = {"assets", "assets.extra", "fingerprint.pb", "keras_metadata.pb", "saved_model.pb", "variables"}
+"""What a SavedModel's folder may hold."""
 
 
 def export_saved_model(run: Run, folder: str | Path, bfloat16: bool = False) -> Path:
@@ -44,16 +48,22 @@ def export_saved_model(run: Run, folder: str | Path, bfloat16: bool = False) -> 
 
     Args:
         run: a trained run.
-        folder: the SavedModel's folder; one that stands there is replaced.
+        folder: the SavedModel's folder; a SavedModel that stands there is replaced.
         bfloat16: compute the network in bfloat16 (`optimize.fold`).
 
     Returns:
         The folder.
 
     Raises:
-        UserError: no trained model, or another Keras backend than TensorFlow.
+        UserError: no trained model, a folder with other files, or another Keras backend than TensorFlow.
     """
     require_tensorflow("A SavedModel")
+    folder = Path(folder)
+    others = sorted({path.name for path in folder.iterdir()} - SAVED_MODEL) if folder.is_dir() else []
+    if others:
+        raise UserError(
+            f"{folder} holds more than a SavedModel, which would be lost: {', '.join(others[:3])}. Name a new folder."
+        )
     recipe = run.recipe()
     network, card = network_and_card(run)
     archive = keras.export.ExportArchive()
@@ -65,9 +75,17 @@ def export_saved_model(run: Run, folder: str | Path, bfloat16: bool = False) -> 
     def resized(images):
         return pipeline.resize(images, recipe.image_size)
 
+    def pixels(data):
+        # As Pillow and the clients decode JPEG; TensorFlow's default is a faster transform, a grey level or two off.
+        accurate = partial(tf.io.decode_jpeg, data, 3, dct_method="INTEGER_ACCURATE")
+        others = partial(tf.io.decode_image, data, 3, expand_animations=False)
+        image = tf.cond(tf.io.is_jpeg(data), accurate, others)
+        image.set_shape((None, None, 3))
+        return pipeline.resize(image, recipe.image_size)
+
     def decoded(jpeg):
         return tf.map_fn(
-            lambda data: pipeline.decode(data, recipe.image_size),
+            pixels,
             jpeg,
             fn_output_signature=tf.TensorSpec((*recipe.image_size, 3), tf.float32),
         )

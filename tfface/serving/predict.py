@@ -91,7 +91,9 @@ def predict_photos(
                 if "picture" in out and faces:
                     picture = annotate(photo, [face.box for face in faces], [face.caption() for face in faces])
                     with files.written_aside(to / _picture_name(path, below)) as aside:
-                        cv2.imwrite(str(aside), picture[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, 92])
+                        # Not by imwrite: names that are no UTF-8 end the process in it, a full disk it does not tell.
+                        quality = [cv2.IMWRITE_JPEG_QUALITY, 92]
+                        aside.write_bytes(cv2.imencode(".jpg", picture[:, :, ::-1], quality)[1])
     broken += len(wrong)
     if replaced:
         print(f"tfface: {' and '.join(replaced)} of an earlier run in {to} replaced", file=sys.stderr)
@@ -109,7 +111,9 @@ def _picture_name(path: Path, below: str) -> Path:
 
 @contextlib.contextmanager
 def _text_aside(path: Path):
-    with files.written_aside(path) as aside, open(aside, "w", newline="") as stream:
+    # Names that are no UTF-8 are written as the bytes that they are.
+    text = {"newline": "", "encoding": "utf-8", "errors": "surrogateescape"}
+    with files.written_aside(path) as aside, open(aside, "w", **text) as stream:
         yield stream
 
 

@@ -123,6 +123,8 @@ class Predictor:
     """
 
     def __init__(self, model: str | Path = "compact", detector: str | Detector = "mtcnn", batch_size: int = 32):
+        if batch_size < 1:
+            raise UserError(f"batch_size must be at least 1. Received: {batch_size}.")
         run = find_model(model)
         self.recipe = run.recipe()
         self.landmarks = run.config()["data"].get("landmarks")
@@ -146,6 +148,7 @@ class Predictor:
         Returns:
             For each photo its faces, the surest detection first; empty where none was found.
         """
+        photos = list(photos)
         found = self.detector(photos)
         crops = [
             self.align(photo, faces.boxes[index], None if faces.landmarks is None else faces.landmarks[index])

@@ -165,7 +165,8 @@ def image_batches(
     """
     tasks = recipe.tasks()
     size, steps = steps_of(pipeline.label_arrays(builder, split), recipe)
-    factors = {name: tf.constant(values, tf.int64) for name, values in recipe.oversample.items()}
+    # The last factor is that of labels that are not known, as in `pipeline.repeats`.
+    factors = {name: tf.constant([*values, 1], tf.int64) for name, values in recipe.oversample.items()}
     rows = _numbered(builder, split, recipe, taught)
     partial = partly_labelled(builder, tasks, taught)
     if recipe.mixup and partial:
@@ -179,7 +180,8 @@ def image_batches(
     def repeated(row):
         count = tf.constant(1, tf.int64)
         for name, values in factors.items():
-            count *= tf.gather(values, row[name])
+            label = tf.cast(row[name], tf.int64)
+            count *= tf.gather(values, tf.where(label < 0, len(values) - 1, label))
         return {name: tf.repeat(value[None], count, axis=0) for name, value in row.items()}
 
     def prepare(index, row):

@@ -137,8 +137,10 @@ def several(count: int, device: str = "auto") -> Devices:
             the real thing and no faster than one.
 
     Raises:
-        UserError: fewer devices than asked for.
+        UserError: fewer devices than asked for, or none asked for.
     """
+    if count < 1:
+        raise UserError(f"--devices must be 1 or more. Received: {count}.")
     if keras.backend.backend() == "jax":
         return _several_jax(count, device)
     if count == 1:

@@ -64,7 +64,9 @@ class LearningRateCurve:
         a bump does not end it. The idea is fastai's `valley`, the default suggestion of its `lr_find`.
         """
         first, last = _longest_fall(self.smoothed)
-        return float(self.rates[first + round(2 / 3 * (last - first))]) if last > first else None
+        # The average of a loss that stays falls too, by its rounding.
+        fell = self.smoothed[first] - self.smoothed[last] > 1e-9 * abs(self.smoothed[first])
+        return float(self.rates[first + round(2 / 3 * (last - first))]) if fell else None
 
     @property
     def minimum_tenth(self) -> float | None:

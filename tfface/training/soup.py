@@ -110,7 +110,7 @@ def soup(
             chosen, accuracy, best, mean = [*chosen, index], found, score, tried
     progress(f"taken: {', '.join(str(runs[index].folder) for index in chosen)}")
     part.set_weights(mean)
-    made.folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(made.folder)
     made.save_trained(part)
     rows = [
         {"run": str(run.folder), "accuracy": own, "in": index in chosen}

@@ -159,7 +159,7 @@ def figures_of(predictions: Predictions) -> dict[str, float]:
 
 def _open_study(folder: Path, searched: dict) -> optuna.Study:
     """The study of a folder, made when absent; SQLite, as its transactions survive a kill."""
-    folder.mkdir(parents=True, exist_ok=True)
+    files.make_folder(folder)
     file = folder / "study.db"
     try:
         study = optuna.create_study(

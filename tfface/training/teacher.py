@@ -169,10 +169,8 @@ def distilled_targets(
         Task -> `(n, width)` float32, in the split's fixed order.
 
     Raises:
-        UserError: a share out of its range, no such run, or one that lacks an output or has others.
+        UserError: no such run, or one that lacks an output or has others.
     """
-    if not 0 < share <= 1:
-        raise UserError(f"distill_share must be above 0 and at most 1. Received: {share}.")
     run = Run(folder)
     recipe, model = run.recipe(), run.model()
     tasks = [task for task in tasks if task.is_attribute]
