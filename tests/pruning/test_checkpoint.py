@@ -188,6 +188,7 @@ def test_what_cannot_be_is_one_line(file, run, tmp_path, data_dir):
     refused("Unknown importance", method="l3")
     refused("Unknown scope", scope="everything")
     refused("Nothing to exclude", exclude=["absent"])
+    refused("Nothing to leave untouched by 'absent'", untouched="absent")
     refused("comes to none", ratio=0.01)
     refused("--finetune", schedule="polynomial")
     refused("constant or polynomial", schedule="linear")

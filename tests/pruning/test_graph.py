@@ -8,6 +8,7 @@ from keras import layers, ops
 from tfface import pruning
 from tfface.errors import UserError
 from tfface.layers.attention import ChannelAttention, SpatialAttention
+from tfface.layers.margin import CosineSimilarity
 
 MAP = (8, 8, 3)
 
@@ -138,6 +139,38 @@ def test_fixed_by_what_cannot_follow():
     assert "takes some of its channels" in pruning.fixed_layers(picked)["seen"]
 
 
+def _rolled(x):
+    return _conv(ops.roll(_conv(x, 12, "seen"), 6, axis=-1), 4, "next")
+
+
+def _padded(x):
+    resized = layers.Resizing(20, 16, pad_to_aspect_ratio=True, fill_value=3.0)(_conv(x, 6, "seen"))
+    return _conv(resized, 4, "next")
+
+
+def test_what_moves_channels_by_their_number_or_fills_in_is_seen():
+    assert pruning.fixed_layers(_model(_rolled))["seen"] == "roll mixes its channels"
+    assert "not 0 at 0" in pruning.fixed_layers(_model(_padded))["seen"]
+
+
+@pytest.mark.parametrize("filters", [6, 16])
+def test_a_constant_of_each_channel_is_refused(filters):
+    gains = np.arange(filters, dtype="float32")
+    model = _model(lambda x: _conv(_conv(x, filters, "seen") * gains, 4, "next"))
+    with pytest.raises(UserError, match="operation Multiply"):
+        pruning.prune(model, 0.5, multiple_of=1)
+
+
+def test_cosines_to_centres_stay_whole_unless_allowed():
+    code = keras.Input((5,))
+    x = layers.Dense(8, name="seen")(layers.Dense(6, activation="relu", name="before")(code))
+    model = keras.Model(code, CosineSimilarity(3, name="cosines")(x))
+    assert _widths(model) == {"before": 6}
+    assert "cosines takes a statistic over its channels" in pruning.fixed_layers(model)["seen"]
+    smaller = pruning.prune(model, 0.5, exact=False, multiple_of=1)
+    assert smaller.get_layer("cosines").centres.shape == (4, 3)
+
+
 class Scale(layers.Layer):
     """A value for each channel, no more."""
 
@@ -155,6 +188,20 @@ class Doubled(layers.Conv2D):
         return 2 * super().call(x)
 
 
+class Standardised(layers.Conv2D):
+    """A convolution that does something else in a part of `call`."""
+
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, kernel - ops.mean(kernel, axis=(0, 1, 2)))
+
+
+class Shifted(layers.Conv2D):
+    """A convolution that does something else around `call`."""
+
+    def __call__(self, x, *arguments, **keywords):
+        return super().__call__(x + 1.0, *arguments, **keywords)
+
+
 def _scaled(x):
     return _conv(Scale(name="mystery")(_conv(x, 6, "seen")), 4, "next")
 
@@ -167,8 +214,9 @@ def test_a_layer_that_is_not_understood_is_refused_by_name():
     assert "kept as it is" in pruning.fixed_layers(model, untouched=["mystery"])["seen"]
     smaller = pruning.prune(model, 0.5, untouched=["mystery"], multiple_of=1)
     assert (smaller.get_layer("seen").filters, smaller.get_layer("next").filters) == (6, 2)
-    with pytest.raises(UserError, match="Doubled"):
-        pruning.channel_groups(_model(lambda x: Doubled(4, 3)(_conv(x, 6, "seen"))))
+    for kind in (Doubled, Standardised, Shifted):
+        with pytest.raises(UserError, match=kind.__name__):
+            pruning.channel_groups(_model(lambda x, kind=kind: kind(4, 3)(_conv(x, 6, "seen"))))
     with pytest.raises(UserError, match="operation Einsum"):
         pruning.channel_groups(_model(lambda x: ops.einsum("bhwc,bhwd->bhwc", *[_conv(x, 4, n) for n in "ab"])))
 
@@ -216,9 +264,46 @@ def test_a_wrong_rule_is_told():
 
 def test_a_subclass_that_changes_nothing_has_the_rule_of_its_class():
     class Named(layers.Conv2D):
-        pass
+        """A name, an argument and a setting more."""
+
+        def __init__(self, *arguments, colour="red", **keywords):
+            super().__init__(*arguments, **keywords)
+            self.colour = colour
+
+        def get_config(self):
+            return super().get_config() | {"colour": self.colour}
+
+        def compute_output_shape(self, shape):
+            return super().compute_output_shape(shape)
 
     assert _widths(_model(lambda x: Named(5, 3, name="seen")(x))) == {"seen": 5}
+
+
+def test_names_to_leave_untouched_must_be_those_of_layers():
+    model = _model(lambda x: _conv(_conv(x, 6, "seen"), 4, "next"))
+    assert _widths(model, untouched="seen") == {"next": 4}  # a plain string is one name
+    assert pruning.prune(model, 0.5, multiple_of=1, exclude="seen").get_layer("seen").filters == 6
+    for untouched in (["sene"], "sene", ["seen", "ne?"]):
+        with pytest.raises(UserError, match="Nothing to leave untouched by"):
+            pruning.prune(model, 0.5, untouched=untouched)
+
+
+def test_lora_and_quantised_layers_are_refused_unless_untouched():
+    def chain():
+        kinds = [layers.Dense(6, name="first"), layers.Dense(4, name="second"), layers.Dense(2, name="head")]
+        return keras.Sequential([keras.Input((3,)), *kinds])
+
+    for place in range(3):
+        model = chain()
+        model.layers[place].enable_lora(1)
+        with pytest.raises(UserError, match=f"the layer Dense '{model.layers[place].name}': .*LoRA. Merge it"):
+            pruning.prune(model, 0.5)
+    smaller = pruning.prune(model, 0.5, untouched="head", multiple_of=1)
+    assert [layer.units for layer in smaller.layers] == [3, 4, 2]
+    model = chain()
+    model.layers[1].quantize("int8")
+    with pytest.raises(UserError, match=r"Dense 'second'.*quantised weights \(int8\). Prune before `quantize`"):
+        pruning.prune(model, 0.5)
 
 
 def test_only_graphs_are_pruned():

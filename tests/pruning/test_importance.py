@@ -117,6 +117,23 @@ def test_taylor_foretells_the_loss_of_a_silent_channel(network, groups):
     np.testing.assert_allclose(scores, expected, rtol=2e-2, atol=1e-3)
 
 
+def test_taylor_rates_frozen_layers_as_the_others(network, groups):
+    def rated():
+        return pruning.importance(network, groups, "taylor", data=[(DATA, TARGETS)], loss="mse")
+
+    expected = rated()
+    network.get_layer("inner").trainable = network.get_layer("norm").trainable = False
+    scores = rated()
+    flags = [layer.trainable for layer in network.layers]
+    trained = len(network.trainable_variables)
+    network.trainable = True
+    assert expected["inner"].any()
+    for name in expected:
+        np.testing.assert_allclose(scores[name], expected[name], rtol=1e-5)
+    assert flags == [layer.name not in ("inner", "norm") for layer in network.layers]
+    assert trained == 6  # kernels and biases of the other three
+
+
 def test_taylor_wants_data(network, groups):
     with pytest.raises(UserError, match="needs data and a loss"):
         pruning.importance(network, groups, "taylor")
@@ -177,6 +194,10 @@ def test_equal_scores_are_cut_to_the_ratio_too(groups):
         ({"ratio": {"nowhere": 0.5}}, "nowhere"),
         ({"ratio": {"stem": 0.5}, "scope": "global"}, "scope 'block' or 'layer'"),
         ({"ratio": 0.5, "exclude": ["nothing_*"]}, "Nothing to exclude by 'nothing_"),
+        ({"ratio": 0.5, "exclude": "nothing"}, "Nothing to exclude by 'nothing'"),
+        ({"ratio": 0.5, "multiple_of": 0}, r"multiple_of >= 1.*Received: multiple_of=0"),
+        ({"ratio": 0.5, "multiple_of": -8}, r"multiple_of >= 1.*Received: multiple_of=-8"),
+        ({"ratio": 0.5, "minimum": -1}, r"minimum >= 1.*minimum=-1"),
     ],
 )
 def test_wrong_choices_are_refused(groups, settings, message):

@@ -37,6 +37,31 @@ def test_statistics_are_those_of_the_data_and_nothing_else_changes():
     assert model.layers[2].rate == 0.5
 
 
+class Noise(layers.Layer):
+    """A layer of one's own that is random in training, under no name that could be known."""
+
+    def call(self, x, training=False):
+        return x + 100 * keras.random.normal(keras.ops.shape(x)) if training else x
+
+
+@pytest.mark.parametrize(
+    "noise",
+    [layers.AlphaDropout(0.5), layers.GaussianDropout(0.5), layers.GaussianNoise(1.0), layers.Dropout(0.5), Noise()],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_nothing_random_is_in_the_statistics(noise):
+    inputs = layers.Input((3,))
+    model = keras.Model(inputs, layers.BatchNormalization(name="norm")(noise(inputs)))
+    batch = np.random.default_rng(0).normal(5, 2, (64, 3)).astype("float32")
+    recalibrate(model, [batch])
+    np.testing.assert_allclose(model.get_layer("norm").moving_variance, batch.var(0), rtol=1e-4)
+    statistics = np.array(model.get_layer("norm").moving_mean)
+    model(batch + 1, training=False)  # the norm predicts again
+    np.testing.assert_array_equal(model.get_layer("norm").moving_mean, statistics)
+    model(batch + 1, training=True)
+    assert (np.array(model.get_layer("norm").moving_mean) != statistics).all()
+
+
 def test_nothing_to_go_by_is_refused():
     with pytest.raises(ValueError, match="at least one"):
         recalibrate(network(), [])

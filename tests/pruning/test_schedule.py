@@ -154,6 +154,21 @@ def test_numbers_are_rounded_excluded_groups_stay_whole_and_dead_filters_go_firs
     assert set(pruning.keep["first"]) >= {0, 1, 2, *range(15, 24)}
 
 
+@pytest.mark.parametrize("scaled", [False, True], ids=["alone", "scaled"])
+@pytest.mark.parametrize("kind", [FilterPruning, MagnitudePruning])
+def test_averages_of_the_optimizer_are_masked_too(kind, scaled):
+    keras.utils.set_random_seed(0)
+    kinds = [layers.Flatten(), layers.Dense(16, activation="relu", name="hidden"), layers.Dense(12)]
+    model = keras.Sequential([layers.Input((6, 6, 3)), *kinds])
+    optimizer = keras.optimizers.SGD(0.1, momentum=0.9, use_ema=True)
+    model.compile(keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer, "mse", run_eagerly=scaled)
+    pruning = kind(CONSTANT)
+    model.fit(IMAGES, TARGETS, batch_size=BATCH, epochs=1, verbose=0, callbacks=[pruning])
+    hidden, (average, *_) = model.get_layer("hidden").kernel, optimizer._model_variables_moving_average
+    np.testing.assert_array_equal(hidden, average)  # which Keras put in its place
+    assert np.mean(np.array(hidden) == 0) == pytest.approx(pruning.sparsity()) == pytest.approx(0.5)
+
+
 def assert_same_state(a, b):
     for one, other in zip([*a.variables, *a.optimizer.variables], [*b.variables, *b.optimizer.variables], strict=True):
         np.testing.assert_array_equal(np.asarray(one), np.asarray(other), err_msg=one.path)
@@ -198,13 +213,20 @@ def test_what_cannot_work_is_said():
     with pytest.raises(ValueError, match="PolynomialDecay"):
         FilterPruning(0.5)
     model = residual()
-    with pytest.raises(UserError, match=r"kernel.*first"):
-        fit(model, [MagnitudePruning(CONSTANT, layers=["firts"])])
+    for wrong in (["firts"], "firts"):
+        with pytest.raises(UserError, match=r"in firts.*kernel.*first"):
+            fit(model, [MagnitudePruning(CONSTANT, layers=wrong)])
+    adapted = keras.Sequential([layers.Input((6, 6, 3)), layers.Dense(4, name="adapted"), layers.Dense(12)])
+    adapted.layers[0].enable_lora(1)
+    with pytest.raises(UserError, match=r"layer 'adapted'.*LoRA\. Merge it"):
+        fit(adapted, [MagnitudePruning(CONSTANT)])
     late = tfmot.sparsity.keras.ConstantSparsity(0.5, 10_000)
     for wrong, words in (
         ({"scope": "network"}, "global"),
         ({"method": "l3"}, "taylor"),
         ({"exclude": ["firts"]}, "firts"),
+        ({"exclude": "firts"}, "by 'firts'"),
+        ({"untouched": "firts"}, "by 'firts'"),
         ({"untouched": ["*"]}, "fixed_layers"),
     ):
         with pytest.raises(UserError, match=words):

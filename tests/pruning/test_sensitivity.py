@@ -115,6 +115,11 @@ def test_multiply_adds_name_what_they_leave_out():
         assert pruning.multiply_adds(model) == 0
 
 
+def test_latency_of_words():
+    words = keras.Sequential([layers.Input((4,), dtype="int32"), layers.Embedding(2, 3)])
+    assert pruning.latency([words], repeats=1)[0] > 0
+
+
 def test_latency_gives_a_time_for_each():
     times = pruning.latency([_costly(), _costly()], batch_size=2, repeats=2)
     assert len(times) == 2

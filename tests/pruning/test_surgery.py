@@ -168,6 +168,14 @@ def _embedded():
     return keras.Model(words, layers.Dense(2)(layers.GlobalAveragePooling1D()(layers.Embedding(20, 6)(words))))
 
 
+def _attended_and_recurrent():
+    words = keras.Input((7,), dtype="int32")
+    x = layers.Dense(6, activation="relu")(layers.Embedding(20, 8, name="words")(words))
+    x = layers.MultiHeadAttention(2, 3)(x, x)
+    x = layers.Bidirectional(layers.GRU(3, return_sequences=True), name="both")(layers.Dense(6, name="read")(x))
+    return keras.Model(words, layers.Dense(2)(layers.Dense(8, activation="relu")(layers.LSTM(4)(x))))
+
+
 def _channels_first():
     # Without biases: TensorFlow 2.21 on a CPU adds those of a convolution in this format wrongly.
     first = {"data_format": "channels_first"}
@@ -212,6 +220,7 @@ GRAPHS = {
     "decoder": _decoder,
     "sequential": _sequential,
     "embedded": _embedded,
+    "attended_and_recurrent": _attended_and_recurrent,
     "channels_first": _channels_first,
 }
 
@@ -219,8 +228,17 @@ GRAPHS = {
 @pytest.mark.parametrize("name", GRAPHS)
 def test_cut_is_exact(name, check_exact):
     model = GRAPHS[name]()
-    inputs = np.arange(14).reshape(2, 7) if name == "embedded" else None
+    inputs = np.arange(14).reshape(2, 7) if model.inputs[0].dtype == "int32" else None
     check_exact(model, inputs)
+
+
+def test_what_attention_and_recurrent_layers_read_stays_whole():
+    model = GRAPHS["attended_and_recurrent"]()
+    assert [group.width for group in pruning.channel_groups(model)] == [
+        8,
+        8,
+    ]  # the embedding and the last layer but one
+    assert pruning.fixed_layers(model)["read"] == "both is not narrowed"
 
 
 def test_cut_is_exact_with_named_inputs_and_outputs(check_exact):
@@ -317,6 +335,16 @@ def test_keep_of_everything_is_a_copy(fill):
         np.testing.assert_array_equal(one, other)
 
 
+def test_a_mask_names_the_units_that_stay():
+    model = _sequential()
+    name = pruning.channel_groups(model)[0].name
+    mask = np.arange(8) % 2 == 0
+    cuts = [pruning.cut(model, {name: kept}).get_weights() for kept in (mask, mask.tolist(), [0, 2, 4, 6])]
+    for one, other, expected in zip(*cuts, strict=True):
+        np.testing.assert_array_equal(one, expected)
+        np.testing.assert_array_equal(other, expected)
+
+
 def test_wrong_units_are_refused():
     model = _sequential()
     name = pruning.channel_groups(model)[0].name
@@ -326,6 +354,9 @@ def test_wrong_units_are_refused():
         pruning.cut(model, {name: []})
     with pytest.raises(UserError, match=r"at least one index in \[0, 8\)"):
         pruning.cut(model, {name: [8]})
+    for wrong in ([0.9, 1.9], [[0, 1]], np.ones(7, bool), np.zeros(8, bool)):
+        with pytest.raises(UserError, match="a mask of 8 booleans"):
+            pruning.cut(model, {name: wrong})
     model = GRAPHS["concatenations"]()
     group = pruning.channel_groups(model)[0]
     with pytest.raises(UserError, match="Nothing is left of layer"):

@@ -42,7 +42,9 @@ def report(folder: str | Path, data_dir: str | Path | None = None, command: str 
     runs = [Run(path) for path in sorted(folder.glob("seed-*")) if Run(path).done] or [Run(folder)]
     first = runs[0]
     recipe, config = first.recipe(), first.config()
-    every = [files.read_json(run.figures_file, "The run's figures (`tfface evaluate`)") for run in runs]
+    attributes = any(task.is_attribute for task in recipe.tasks())
+    verb = "evaluate" if attributes else f"reproduce {recipe.name}"  # which keeps the figures of pairs
+    every = [files.read_json(run.figures_file, f"The run's figures (`tfface {verb}`)") for run in runs]
     verified = [figures.pop("verification", {}) for figures in every]
     builder = pipeline.open_dataset(recipe.data, data_dir)
 

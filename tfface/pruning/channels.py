@@ -15,6 +15,7 @@ which channels, and returns the channels of the output (a list where there are s
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from inspect import getattr_static
 
 import keras
 import numpy as np
@@ -26,6 +27,19 @@ RULES = {}
 
 JOINS = ("Add", "Subtract", "Average", "Maximum", "Minimum", "CustomScaleLayer", "Concatenate")
 """Classes, layers or operations, that end a block."""
+
+HARMLESS = (
+    "build_from_config",
+    "compute_mask",
+    "compute_output_shape",
+    "compute_output_spec",
+    "from_config",
+    "get_build_config",
+    "get_config",
+    "load_own_variables",
+    "save_own_variables",
+)
+"""What a subclass may override and still treat channels as its class does."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +147,8 @@ class Call:
 def register_rule(*classes):
     """Decorate a function as the rule of layers, so that `channel_groups` can follow channels through them.
 
-    The rule holds for the class itself and for those subclasses that override neither `call` nor `build`.
+    The rule holds for the class itself and for those subclasses that override nothing by which it computes: neither
+    `call` nor `build` nor a part of them, such as `convolution_op`.
 
         @register_rule(MyScale)
         def my_scale(call):
@@ -160,13 +175,29 @@ def register_rule(*classes):
 def find_rule(operation):
     """The rule of a layer or operation; None where there is none."""
     kind = type(operation)
+    if held_otherwise(operation):
+        return None
     for base in kind.__mro__:
-        same = all(getattr(kind, name, None) is getattr(base, name, None) for name in ("call", "build"))
-        if base in RULES and same:
+        if base in RULES and _computes_alike(kind, base):
             return RULES[base]
     if isinstance(operation, keras.Layer):
         return RULES.get(f"{kind.__module__}.{kind.__qualname__}")
     return RULES.get(f"ops.{kind.__name__}", RULES["ops"]) if kind.__module__.startswith("keras.") else None
+
+
+def _computes_alike(kind, base) -> bool:
+    # What `call` does may stand in any method or property, so all of them must be those of the base.
+    names = (name for name in dir(base) if name == "__call__" or not name.startswith("__"))
+    return all(getattr_static(kind, name) is getattr_static(base, name) for name in names if name not in HARMLESS)
+
+
+def held_otherwise(operation) -> str:
+    """How a layer holds its weights, if not each as one plain variable, and what to do; empty where it does."""
+    if getattr(operation, "quantization_mode", None):
+        return f"quantised weights ({operation.quantization_mode}). Prune before `quantize`"
+    if getattr(operation, "lora_enabled", False):
+        return "LoRA. Merge it: save the weights and load them into the same network without it"
+    return ""
 
 
 def joins(operation, inputs: int) -> bool:

@@ -17,7 +17,7 @@ from tfface.errors import UserError
 from tfface.evaluation import plots
 from tfface.models.recognition import load_backbone
 from tfface.models.saved import load_saved
-from tfface.pruning.graph import channel_groups, fixed_layers
+from tfface.pruning.graph import as_names, channel_groups, fixed_layers
 from tfface.pruning.importance import choose, excluded, importance
 from tfface.pruning.measure import latency, multiply_adds
 from tfface.pruning.reconstruct import CHUNK
@@ -90,7 +90,7 @@ def prune_checkpoint(
     Raises:
         UserError: no such model, nothing in it can be cut, or a choice that is out of range or needs a run.
     """
-    source = Path(source)
+    source, exclude, untouched = Path(source), as_names(exclude), as_names(untouched)
     if not 0 < ratio < 1:
         raise UserError(f"The share of channels to cut must lie between 0 and 1, both excluded. Received: {ratio}.")
     if schedule not in SCHEDULES:
@@ -130,8 +130,8 @@ def prune_checkpoint(
         retraining = Retraining(run.recipe(), data, data_dir, finetune)
         taylor = retraining.taylor() if method == "taylor" else {}
 
-    choice = {"scope": scope, "multiple_of": multiple_of, "exclude": tuple(exclude)}
-    choices = {"source": str(source), "method": method, "ratio": ratio, **choice, "untouched": tuple(untouched)}
+    choice = {"scope": scope, "multiple_of": multiple_of, "exclude": exclude}
+    choices = {"source": str(source), "method": method, "ratio": ratio, **choice, "untouched": untouched}
     scores = importance(base, groups, method, **taylor)
     if scope == SENSITIVITY:
         members = [group for group in groups if not excluded(group, exclude)]

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 
 from tfface.errors import UserError
-from tfface.pruning.channels import PRODUCER, Call, Channels, find_rule, joins
+from tfface.pruning.channels import PRODUCER, Call, Channels, find_rule, held_otherwise, joins
 
 
 @dataclass(frozen=True)
@@ -82,13 +82,15 @@ def channel_groups(model: keras.Model, exact: bool = True, untouched: Sequence[s
             that pass through a function that is not 0 at 0 on their way to weights. With False they are cut too, and
             the statistics are then those of the channels that are left.
         untouched: names or patterns ("head_*") of layers to leave exactly as they are, their inputs' channels
-            included; a layer without a rule must be named here if it stands amid channels that could be cut.
+            included; a layer without a rule must be named here if it stands amid channels that could be cut. A plain
+            string is one name.
 
     Returns:
         The groups, each with at least one unit.
 
     Raises:
-        UserError: the model is not functional, or a layer amid its channels has no rule.
+        UserError: the model is not functional, a layer amid its channels has no rule, a layer is quantised or has
+            LoRA, or a name in `untouched` is no layer's.
     """
     trace = Trace(model, exact, untouched)
     trace.check()
@@ -116,6 +118,11 @@ def find_layers(model: keras.Model, prefix: str = "") -> dict[str, keras.layers.
         if is_model(layer):
             found |= find_layers(layer, f"{prefix}{layer.name}/")
     return found
+
+
+def as_names(names: str | Sequence[str]) -> tuple[str, ...]:
+    """Names or patterns as a tuple, of which a plain string is one."""
+    return (names,) if isinstance(names, str) else tuple(names)
 
 
 def graph_of(model):
@@ -146,7 +153,7 @@ class Trace:
 
     def __init__(self, model, exact=True, untouched=()):
         self.exact = exact
-        self.untouched = tuple(untouched)
+        self.untouched = as_names(untouched)
         self.layers = {}
         """Path of each layer -> the layer."""
         self.variables = {}
@@ -166,6 +173,13 @@ class Trace:
         inputs = [self.fixed(tensor.shape, "a channel of the model's input") for tensor in graph.inputs]
         for output in self.run(model, inputs, ""):
             self.pin(output.numbers, "a channel of the model's output")
+        paths = {**find_layers(model), **self.layers}
+        for pattern in self.untouched:
+            if not any(fnmatchcase(path, pattern) for path in paths):
+                raise UserError(
+                    f"Nothing to leave untouched by {pattern!r}: expected the name or a pattern of a layer, such as "
+                    f"{', '.join(list(paths)[:3])}."
+                )
 
     def run(self, model, inputs: list[Channels], prefix: str) -> list[Channels]:
         """Follow the channels through a model, from those of its inputs to those of its outputs."""
@@ -282,6 +296,11 @@ class Trace:
     def check(self):
         """Raise a `UserError` where a layer that is not understood stands amid channels that could be cut."""
         for call in self._unknown:
+            if held := held_otherwise(call.layer):
+                raise UserError(
+                    f"Cannot prune the {call.kind} {call.path!r}: expected plain weights. Received: {held}, or leave "
+                    f"the layer and its inputs whole by untouched=({call.path!r},)."
+                )
             if any(not self.reason(number) for channels in call.inputs for number in np.unique(channels.numbers)):
                 raise UserError(
                     f"Cannot prune through the {call.kind} {call.path!r}, of which it is not known what it does to "

@@ -12,13 +12,16 @@ from keras import ops
 
 from tfface.errors import UserError
 from tfface.pruning.channels import CONSUMER, PRODUCER
-from tfface.pruning.graph import ChannelGroup, find_layers
+from tfface.pruning.graph import ChannelGroup, as_names, find_layers
 
 METHODS = ("l1", "l2", "group", "batchnorm", "taylor", "random")
 SCOPES = ("global", "block", "layer")
 
 SCALES = ("gamma", "scale")
 """Variables of layers that multiply each channel by a number."""
+
+STATISTICS = ("moving_mean", "moving_variance")
+"""Variables of layers that are gathered and not learnt."""
 
 
 def importance(
@@ -38,6 +41,7 @@ def importance(
     - "taylor": first-order estimate of how far the loss moves when everything that makes the unit is set to 0, the
       absolute sum of gradient times value, averaged over the batches. Molchanov et al., Importance Estimation for
       Neural Network Pruning (CVPR 2019). The model predicts as it does in use: no dropout, moving statistics.
+      Frozen layers are rated as the others are.
     - "random": uniform numbers, the baseline that any other method must beat.
 
     Args:
@@ -103,7 +107,8 @@ def choose(
         scope: "global", "block" or "layer": where units are ranked together.
         multiple_of: >= 1; 1 for no rounding.
         minimum: least number of channels that stay of each group, >= 1.
-        exclude: names or patterns ("stem_*") of groups or of layers that make a group's channels; they stay whole.
+        exclude: names or patterns ("stem_*") of groups or of layers that make a group's channels; they stay whole. A
+            plain string is one name.
 
     Returns:
         Group name -> sorted indices of the units that stay, for all groups.
@@ -113,10 +118,16 @@ def choose(
     """
     if scope not in SCOPES:
         raise UserError(f"Unknown scope: expected one of {', '.join(SCOPES)}. Received: {scope!r}.")
+    if multiple_of < 1 or minimum < 1:
+        raise UserError(
+            f"Numbers of channels are out of range: expected multiple_of >= 1 and minimum >= 1. Received: "
+            f"multiple_of={multiple_of}, minimum={minimum}."
+        )
     buckets = {}
     for group in groups:
         buckets.setdefault({"global": "", "block": group.block, "layer": group.name}[scope], []).append(group)
     ratios = _ratios(ratio, buckets, scope)
+    exclude = as_names(exclude)
     _check_patterns(groups, exclude)
     keep = {}
     for bucket, members in buckets.items():
@@ -239,9 +250,8 @@ def _taylor(model, groups, layers, data, loss):
     makers = [[member for member in group.members if member.role != CONSUMER] for group in groups]
     variables = {}
     for member in (each for members in makers for each in members):
-        variable = attrgetter(member.variable)(layers[member.layer])
-        if variable.trainable:
-            variables[member.layer, member.variable] = variable
+        if member.variable.split(".")[-1] not in STATISTICS:
+            variables[member.layer, member.variable] = attrgetter(member.variable)(layers[member.layer])
     totals = {group.name: np.zeros(group.width) for group in groups}
     batches = 0
     for inputs, targets, *_ in data:
@@ -272,30 +282,44 @@ def _total_loss(loss):
 
 
 def _gradients(model, variables, loss, inputs, targets):
-    """Gradients of the loss by variables, as float64 arrays: the one thing that each backend does its own way."""
+    """Gradients of the loss by variables, as float64 arrays: the one thing that each backend does its own way.
+
+    Those of frozen variables too, which stay frozen.
+    """
     backend = keras.backend.backend()
+    values = [variable.value for variable in variables]
     if backend == "tensorflow":
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
+            tape.watch(values)
             value = loss(targets, model(inputs, training=False))
-        found = tape.gradient(value, [variable.value for variable in variables], unconnected_gradients="zero")
+        found = tape.gradient(value, values, unconnected_gradients="zero")
     elif backend == "jax":
         import jax
 
-        positions = {id(variable): index for index, variable in enumerate(model.trainable_variables)}
-        fixed = [variable.value for variable in model.non_trainable_variables]
+        places = {id(variable): place for place, variable in enumerate(variables)}
 
-        def of(trainable):
-            return loss(targets, model.stateless_call(trainable, fixed, inputs, training=False)[0])
+        def of(wanted):
+            state = [
+                [wanted[places[id(each)]] if id(each) in places else each.value for each in part]
+                for part in (model.trainable_variables, model.non_trainable_variables)
+            ]
+            return loss(targets, model.stateless_call(*state, inputs, training=False)[0])
 
-        every = jax.grad(of)([variable.value for variable in model.trainable_variables])
-        found = [every[positions[id(variable)]] for variable in variables]
+        found = jax.grad(of)(values)
     elif backend == "torch":
         import torch
 
-        value = loss(targets, model(inputs, training=False))
-        found = torch.autograd.grad(value, [variable.value for variable in variables], materialize_grads=True)
+        frozen = [value for value in values if not value.requires_grad]
+        try:
+            for value in frozen:
+                value.requires_grad_(True)
+            moved = loss(targets, model(inputs, training=False))
+            found = torch.autograd.grad(moved, values, materialize_grads=True)
+        finally:
+            for value in frozen:
+                value.requires_grad_(False)
     else:
         raise UserError(f"The importance 'taylor' needs gradients, which the Keras backend {backend!r} does not give.")
     return [ops.convert_to_numpy(gradient).astype("float64") for gradient in found]

@@ -98,7 +98,7 @@ def latency(models: Sequence, batch_size: int = 1, repeats: int = 10, input_shap
     what the network itself takes. Two rounds before are not counted.
 
     Args:
-        models: models of one input of the same shape.
+        models: models of one input of the same shape; one of integers gets zeros, which every vocabulary has.
         batch_size: inputs in a batch, >= 1.
         repeats: rounds, >= 1.
         input_shape: shape of the input without the batch axis, where the models leave it open.
@@ -107,7 +107,9 @@ def latency(models: Sequence, batch_size: int = 1, repeats: int = 10, input_shap
         A list of seconds, one a model.
     """
     shape = models[0].inputs[0].shape[1:] if input_shape is None else input_shape
-    batch = np.random.default_rng(0).uniform(0, 255, size=(batch_size, *shape)).astype("float32")
+    dtype = models[0].inputs[0].dtype
+    most = 255 if keras.backend.is_float_dtype(dtype) else 0
+    batch = np.random.default_rng(0).uniform(0, most, size=(batch_size, *shape)).astype("float32" if most else dtype)
     best = [math.inf] * len(models)
     for round_ in range(repeats + 2):
         for index, model in enumerate(models):

@@ -11,7 +11,8 @@ def recalibrate(model: keras.Model, batches: Iterable) -> int:
     """Set the moving mean and variance of every batch norm to the average over batches, in place.
 
     Behind a cut the inputs of a norm are not those that its statistics were gathered on. They need no labels and no
-    gradients to be gathered again. No other weight changes; dropout is off meanwhile.
+    gradients to be gathered again. No other weight changes: only the norms run as in training, all other layers as
+    the model predicts, so no dropout, noise or augmentation is in the statistics.
 
     Reference: Li et al., EagleEye: Fast Sub-net Evaluation for Efficient Neural Network Pruning (ECCV 2020), section
     3.3, where it is called adaptive batch normalization.
@@ -29,24 +30,26 @@ def recalibrate(model: keras.Model, batches: Iterable) -> int:
     """
     layers = list(model._flatten_layers(include_self=False))
     norms = [layer for layer in layers if isinstance(layer, keras.layers.BatchNormalization)]
-    dropouts = [layer for layer in layers if isinstance(layer, keras.layers.Dropout)]
     if not norms:
         raise ValueError(f"`model` must have batch norms. Received: {model.name}, which has none")
-    before = [(layer, layer.momentum, layer.trainable) for layer in norms], [(one, one.rate) for one in dropouts]
+    before = [(layer, layer.momentum, layer.trainable) for layer in norms]
     count = 0
     try:
-        for layer in dropouts:
-            layer.rate = 0.0
+        for layer in norms:
+            layer.call = _in_training(layer.call)
         for count, batch in enumerate(batches, start=1):
             for layer in norms:
                 layer.trainable = True  # a frozen norm would keep its statistics
                 layer.momentum = (count - 1) / count  # so the moving value is the mean of all so far
-            model(batch, training=True)
+            model(batch, training=False)
     finally:
-        for layer, momentum, trainable in before[0]:
+        for layer, momentum, trainable in before:
             layer.momentum, layer.trainable = momentum, trainable
-        for layer, rate in before[1]:
-            layer.rate = rate
+            vars(layer).pop("call", None)
     if not count:
         raise ValueError("`batches` must hold at least one. Received none")
     return count
+
+
+def _in_training(call):
+    return lambda *arguments, **keywords: call(*arguments, **{**keywords, "training": True})

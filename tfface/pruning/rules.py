@@ -200,8 +200,39 @@ def _spatial_attention(call):
     return channels
 
 
+def _cosines(call):
+    channels = call.along(-1)
+    # A silent channel adds nothing to the products, but its weights are part of the length of every centre.
+    call.mixes(channels)
+    call.read("centres", 0, channels)
+    return call.leave("gives a cosine for each class")[0]
+
+
+RULES["tfface.layers.margin.CosineSimilarity"] = _cosines
 RULES["tfface.layers.attention.ChannelAttention"] = _channel_attention
 RULES["tfface.layers.attention.SpatialAttention"] = _spatial_attention
+
+
+# Layers that stay whole.
+
+
+@register_rule(
+    layers.MultiHeadAttention,
+    layers.GroupQueryAttention,
+    layers.Attention,
+    layers.AdditiveAttention,
+    layers.LSTM,
+    layers.GRU,
+    layers.SimpleRNN,
+    layers.Bidirectional,
+    layers.ConvLSTM1D,
+    layers.ConvLSTM2D,
+    layers.ConvLSTM3D,
+)
+def _whole(call):
+    for channels in call.inputs:
+        call.pin(channels, "is not narrowed")
+    return call.leave("is not narrowed")
 
 
 # Layers that take each channel by itself.
@@ -267,7 +298,9 @@ def _through(call, function, channels):
     if function in (None, keras.activations.linear) or channels.axis < 1:
         return channels
     shape = [2] * len(channels.shape)
-    shape[channels.axis] = 6
+    shape[channels.axis] = len(channels.numbers)
+    # What holds a value for each channel, or counts them, fails on one more.
+    wider = [*shape[: channels.axis], shape[channels.axis] + 1, *shape[channels.axis + 1 :]]
     generator = np.random.default_rng(0)
     before = generator.normal(scale=3, size=shape).astype("float32")
     after = before.copy()
@@ -276,10 +309,10 @@ def _through(call, function, channels):
     after[first] += 2.0
     try:
         results = [ops.convert_to_numpy(function(ops.convert_to_tensor(each))) for each in (before, after)]
-        at_zero = ops.convert_to_numpy(function(ops.zeros(shape)))
+        at_zero = ops.convert_to_numpy(function(ops.zeros(wider)))
     except Exception:  # whatever it is, it does not work on each value of any tensor
         return _refuse(call)
-    if any(each.shape != tuple(shape) for each in (*results, at_zero)):
+    if [each.shape for each in (*results, at_zero)] != [tuple(shape), tuple(shape), tuple(wider)]:
         return _refuse(call)
     if not np.array_equal(results[0][others], results[1][others], equal_nan=True):
         call.pin(channels, "mixes its channels")
@@ -295,6 +328,8 @@ def _spatial(call: Call) -> Channels:
     """Rule of a layer that works over space, each channel by itself."""
     channels = call.along(_axis_of(call.layer, len(call.inputs[0].shape)))
     shape = call.shapes[0]
+    if getattr(call.layer, "pad_to_aspect_ratio", False) and call.layer.fill_value:
+        channels = replace(channels, silent=np.zeros(len(channels.numbers), bool))
     # A global pooling without its spatial axes leaves the channels as the last axis.
     return replace(channels, shape=shape, axis=channels.axis if len(shape) == len(channels.shape) else len(shape) - 1)
 

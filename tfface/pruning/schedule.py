@@ -21,8 +21,8 @@ from tensorflow_model_optimization.python.core.sparsity.keras.pruning_impl impor
 from tensorflow_model_optimization.python.core.sparsity.keras.pruning_schedule import PruningSchedule
 
 from tfface.errors import UserError
-from tfface.pruning.channels import CONSUMER
-from tfface.pruning.graph import ChannelGroup, channel_groups, find_layers
+from tfface.pruning.channels import CONSUMER, held_otherwise
+from tfface.pruning.graph import ChannelGroup, as_names, channel_groups, find_layers
 from tfface.pruning.importance import choose, importance
 from tfface.pruning.surgery import cut
 
@@ -90,8 +90,20 @@ class ScheduledPruning(keras.callbacks.Callback):
             logs["sparsity"] = self.sparsity()
 
     def _begin(self, done: int) -> None:
-        apply = self._build(resumed=done > 0).weight_mask_op
-        self._apply = tf.function(lambda: (apply(), None)[1], autograph=False)
+        engine = self._build(resumed=done > 0)
+        # An optimizer with `use_ema` puts the averages in the weights' place in the end, so they are masked too.
+        optimizer = self.model.optimizer
+        if not optimizer.built:
+            optimizer.build(self.model.trainable_variables)
+        averages = _averages(optimizer)
+        pairs = [(averages[id(weight)], mask) for weight, mask in self._masked if id(weight) in averages]
+
+        def apply():
+            engine.weight_mask_op()
+            for average, mask in pairs:
+                average.assign(average * mask)
+
+        self._apply = tf.function(apply, autograph=False)
         end = getattr(self.schedule, "end_step", -1)
         if 0 <= end <= done and self.sparsity() == 0:
             raise UserError(
@@ -101,7 +113,10 @@ class ScheduledPruning(keras.callbacks.Callback):
 
     def _engine(self, pairs, block_size=(1, 1), pooling="AVG") -> Pruning:
         """TFMOT's engine over pairs of `tf.Variable`s (weight, mask); the threshold is a third that it asks for."""
-        variables = [(weight, mask, tf.Variable(0, dtype=weight.dtype, trainable=False)) for weight, mask in pairs]
+        self._masked = list(pairs)
+        variables = [
+            (weight, mask, tf.Variable(0, dtype=weight.dtype, trainable=False)) for weight, mask in self._masked
+        ]
         return Pruning(lambda: self._step, variables, self.schedule, block_size, pooling)
 
     def _build(self, resumed: bool) -> Pruning:
@@ -131,7 +146,8 @@ class MagnitudePruning(ScheduledPruning):
         block_pooling_type: "AVG" or "MAX": which magnitude stands for a block.
 
     Raises:
-        UserError: when training begins: a name that is no layer with a kernel, or no such layer at all.
+        UserError: when training begins: a name that is no layer with a kernel, no such layer at all, or one that is
+            quantised or has LoRA.
 
     Example:
         schedule = tfmot.sparsity.keras.PolynomialDecay(0.0, 0.8, begin_step=0, end_step=1000)
@@ -146,25 +162,30 @@ class MagnitudePruning(ScheduledPruning):
         block_pooling_type: str = "AVG",
     ):
         super().__init__(schedule)
-        self.layers, self.block_size, self.block_pooling_type = layers, tuple(block_size), block_pooling_type
+        self.layers = None if layers is None else as_names(layers)
+        self.block_size, self.block_pooling_type = tuple(block_size), block_pooling_type
         self.masks: list[tf.Variable] = []
 
     def kernels(self) -> list[keras.Variable]:
         """The variables that are pruned."""
         found = [
-            (layer.name, getattr(layer, attribute))
+            (layer, attribute)
             for layer in self.model._flatten_layers(include_self=False)
             for kind, attribute in KERNELS.items()
             if isinstance(layer, kind)
         ]
-        names = {name for name, _ in found}
+        names = {layer.name for layer, _ in found}
         unknown = set(self.layers or ()) - names
         if unknown or not found:
             raise UserError(
                 f"Nothing can be pruned in {', '.join(sorted(unknown)) or self.model.name}: expected layers with a "
                 f"kernel, of which {self.model.name} has: {', '.join(sorted(names)) or 'none'}."
             )
-        return [kernel for name, kernel in found if self.layers is None or name in self.layers]
+        wanted = [pair for pair in found if self.layers is None or pair[0].name in self.layers]
+        for layer, _ in wanted:
+            if held := held_otherwise(layer):
+                raise UserError(f"Cannot prune the layer {layer.name!r}: expected plain weights. Received: {held}.")
+        return [getattr(layer, attribute) for layer, attribute in wanted]
 
     def sparsity(self):
         return 1 - sum(float(tf.reduce_sum(mask)) for mask in self.masks) / sum(
@@ -224,8 +245,8 @@ class FilterPruning(ScheduledPruning):
     ):
         super().__init__(schedule)
         self.method, self.data, self.loss = method, data, loss
-        self.choice = {"scope": scope, "multiple_of": multiple_of, "minimum": minimum, "exclude": tuple(exclude)}
-        self.untouched, self.exact = tuple(untouched), exact
+        self.choice = {"scope": scope, "multiple_of": multiple_of, "minimum": minimum, "exclude": as_names(exclude)}
+        self.untouched, self.exact = as_names(untouched), exact
         self.groups: list[ChannelGroup] = []
         self.keep: dict[str, np.ndarray] = {}
         """Group name -> indices of the channels that are not masked."""
@@ -274,6 +295,18 @@ class FilterPruning(ScheduledPruning):
                 stays = (member.units < 0) | alive[name][member.units]
                 mask = mask * stays.reshape([-1 if axis == member.axis else 1 for axis in range(mask.ndim)])
             yield variable, mask
+
+
+def _averages(optimizer) -> dict:
+    """Moving averages of an optimizer and of those inside it, by the ids of the `tf.Variable`s that they follow."""
+    # Keras has no public view of any of these.
+    inner = [*getattr(optimizer, "_inner_optimizers", ()), getattr(optimizer, "inner_optimizer", None)]
+    found = {}
+    for each in filter(None, inner):
+        found |= _averages(each)
+    averages = getattr(optimizer, "_model_variables_moving_average", ())
+    pairs = zip(optimizer._trainable_variables, averages, strict=True) if averages else ()
+    return found | {id(variable.value): average.value for variable, average in pairs if average is not None}
 
 
 def nonzero_channels(model: keras.Model, groups: Sequence[ChannelGroup]) -> dict[str, np.ndarray]:

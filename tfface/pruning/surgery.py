@@ -17,7 +17,8 @@ def cut(model: keras.Model, keep: Mapping[str, Sequence[int]], groups: list[Chan
 
     Args:
         model: a functional or sequential `keras.Model`. It is left as it is.
-        keep: group name -> indices of the units that stay, at least one each. Groups that are not named stay whole.
+        keep: group name -> indices of the units that stay, or `(width,)` booleans, true for those; at least one each.
+            Groups that are not named stay whole.
         groups: the groups of the model, where they were found with other than the default options.
 
     Returns:
@@ -25,7 +26,8 @@ def cut(model: keras.Model, keep: Mapping[str, Sequence[int]], groups: list[Chan
         class of its own (with a `train_step`) is not kept: it is a `keras.Model` or `keras.Sequential`.
 
     Raises:
-        UserError: a name is none of the groups', indices are out of range or none, or the model is not understood.
+        UserError: a name is none of the groups', indices are no integers, out of range or none, or the model is not
+            understood.
     """
     trace = Trace(model, exact=False)
     numbers = {(path, name, axis): each for path, name, axis, _, each in trace.variables.values()}
@@ -86,7 +88,7 @@ def silence(model: keras.Model, keep: Mapping[str, Sequence[int]], groups: list[
 
     Args:
         model: a functional or sequential `keras.Model`, changed in place.
-        keep: group name -> indices of the units that stay.
+        keep: what stays, as in `cut`.
         groups: as in `cut`.
 
     Raises:
@@ -113,11 +115,14 @@ def chosen(model, keep, groups):
         )
     pairs = []
     for name, indices in keep.items():
-        group, indices = groups[name], np.asarray(indices, int)
-        if not indices.size or indices.min() < 0 or indices.max() >= group.width:
+        group, indices = groups[name], np.asarray(indices)
+        if indices.dtype == bool and indices.shape == (group.width,):
+            indices = np.flatnonzero(indices)
+        whole = indices.ndim == 1 and np.issubdtype(indices.dtype, np.integer)
+        if not whole or not indices.size or indices.min() < 0 or indices.max() >= group.width:
             raise UserError(
-                f"Wrong units to keep of group {name!r}: expected at least one index in [0, {group.width}). "
-                f"Received: {indices.tolist()}."
+                f"Wrong units to keep of group {name!r}: expected at least one index in [0, {group.width}), or a mask "
+                f"of {group.width} booleans. Received: {indices.tolist()}."
             )
         mask = np.zeros(group.width, bool)
         mask[indices] = True
