@@ -13,6 +13,8 @@ from tfface import files
 from tfface.errors import UserError
 
 if TYPE_CHECKING:
+    import keras
+
     from tfface.recipes import Recipe
 
 BUILDERS = Path(__file__).resolve().parent.parent / "datasets"
@@ -120,6 +122,7 @@ def evaluate(
     data_dir: str | Path | None = None,
     bfloat16: bool = False,
     near_copies: bool = True,
+    model: keras.Model | None = None,
 ) -> dict:
     """Run the model of a run over a split; write predictions and figures beside it and print the main ones.
 
@@ -131,6 +134,7 @@ def evaluate(
         bfloat16: compute frozen features in bfloat16.
         near_copies: False leaves out the images that are near copies of one in another split: the same photo, scaled,
             coloured or encoded anew, which no comparison of bytes finds.
+        model: the run's network, where it is loaded already.
 
     Returns:
         The figures, as they stand in metrics.json under the split's name; of joined data sets those of each.
@@ -153,8 +157,8 @@ def evaluate(
         )
     if not data and "+" in recipe.data:
         parts = recipe.data.split("+")
-        return {part: evaluate(folder, split, part, data_dir, bfloat16, near_copies) for part in parts}
-    predictions = predict_split(run, split, data, data_dir, bfloat16)
+        return {part: evaluate(folder, split, part, data_dir, bfloat16, near_copies, model) for part in parts}
+    predictions = predict_split(run, split, data, data_dir, bfloat16, model=model)
     name = f"{data.replace('/', '-')}-{split}" if data else split
     if not near_copies:
         from tfface.data import pipeline
@@ -289,10 +293,15 @@ def reproduce(
         run = fit(recipe.changed(seed=seed), folder / f"seed-{seed}", data_dir, device, bfloat16, devices=devices)
         known = run.figures_file
         done = files.read_json(known, "The run's figures") if known.exists() else {}
-        if any(task.is_attribute for task in recipe.tasks()):
-            for split in ("validation", "test"):
-                if not any(name == split or name.endswith(f"-{split}") for name in done):
-                    evaluate(run.folder, split, data_dir=data_dir, bfloat16=bfloat16)
+        missing = [
+            split
+            for split in ("validation", "test")
+            if not any(name == split or name.endswith(f"-{split}") for name in done)
+        ]
+        if missing and any(task.is_attribute for task in recipe.tasks()):
+            model = run.model()
+            for split in missing:
+                evaluate(run.folder, split, data_dir=data_dir, bfloat16=bfloat16, model=model)
         for pairs in recipe.pairs:
             if pairs not in done.get("verification", {}):
                 folder_of_pairs = run.folder / "verification" / pairs.replace("/", "-")

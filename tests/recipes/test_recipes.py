@@ -168,6 +168,7 @@ def test_the_compact_network_from_fairface_alone_has_no_embedding():
         "epochs=0",
         "random_crop=5.0",
         "label_smoothing=2.0",
+        "distill_share=0.0",
         "learning_rate=-1.0",
         "gender_weight=-1.0",
     ],

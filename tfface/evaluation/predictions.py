@@ -17,14 +17,20 @@ from tfface.training.run import Run
 
 
 def predict_split(
-    run: Run, split: str, data: str = "", data_dir: str | Path | None = None, bfloat16: bool = False, progress=True
+    run: Run,
+    split: str,
+    data: str = "",
+    data_dir: str | Path | None = None,
+    bfloat16: bool = False,
+    progress: bool = True,
+    model: keras.Model | None = None,
 ) -> Predictions:
-    """What the model of a run says on a split; see `predict_with`.
+    """What the model of a run, loaded unless it is given, says on a split; see `predict_with`.
 
     Raises:
         UserError: no model, no such data set or split.
     """
-    return predict_with(run.recipe(), run.model(), split, data, data_dir, bfloat16, progress)
+    return predict_with(run.recipe(), model or run.model(), split, data, data_dir, bfloat16, progress)
 
 
 def predict_with(
