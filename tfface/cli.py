@@ -601,7 +601,10 @@ def _detect_options(parser):
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, folders or globs")
     _detector_option(parser, "mtcnn")
     parser.add_argument(
-        "--min-face-size", type=int, metavar="N", help="the smallest face, pixels (default: the detector's)"
+        "--min-face-size",
+        type=int,
+        metavar="N",
+        help="the smallest face, pixels; dlib finds none below 80 (default: the detector's)",
     )
     parser.add_argument(
         "--out",
@@ -630,7 +633,11 @@ def _align_options(parser):
     )
     _detector_option(parser)
     parser.add_argument(
-        "--min-face-size", type=int, default=40, metavar="N", help="the smallest face, pixels (default: 40)"
+        "--min-face-size",
+        type=int,
+        default=40,
+        metavar="N",
+        help="the smallest face, pixels; dlib finds none below 80 (default: 40)",
     )
     parser.add_argument(
         "--format", choices=("jpg", "png"), default="jpg", help="of the crops (default: jpg, quality 95)"

@@ -410,6 +410,9 @@ def verify(
     """
     import numpy as np
 
+    if threshold is not None and not -1 <= threshold <= 1:
+        raise UserError(f"--threshold is a cosine, between -1 and 1. Received: {threshold}.")
+
     from tfface.evaluation import plots
     from tfface.evaluation.embeddings import embed_pairs, load_embedder
     from tfface.evaluation.verification import centred_similarity, cosine_similarity, verify_folds

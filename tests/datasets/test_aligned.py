@@ -154,9 +154,8 @@ def test_names_of_configs_tell_what_changes_the_images():
     from utkface.utkface_dataset_builder import Builder as UTKFace
 
     assert aligned_config(UTKFace(), "eyes").name == "eyes"
-    assert (
-        aligned_config(UTKFace(), "five-point", (112, 112), "centre", "dlib").name == "five-point-112x112-dlib-centre"
-    )
+    other = aligned_config(UTKFace(), "five-point", (112, 112), "centre", "dlib:68-point")
+    assert other.name == "five-point-112x112-dlib_68-point-centre"
     config = aligned_config(LFW(config="images"), "margin", detector="mtcnn")
     assert (config.name, config.unaligned, config.detector) == ("images-margin", "images", "mtcnn")
     assert isinstance(LFW(config=config).builder_config, AlignableConfig)
@@ -164,9 +163,14 @@ def test_names_of_configs_tell_what_changes_the_images():
         aligned_config(Synthetic(), "eyes")
     with pytest.raises(UserError, match="no_face must be one of skip, centre, error, received 'drop'"):
         aligned_config(UTKFace(), "eyes", no_face="drop")
+    for align, detector in (("eyes", "yolo"), ("five-point", "dlib")):
+        with pytest.raises(UserError, match=f"{align} needs landmarks that the detector {detector} does not find"):
+            aligned_config(UTKFace(), align, detector=detector)
 
 
 def test_options_of_beam():
+    with pytest.raises(UserError, match="Received: -1"):
+        alignment_pipeline.pipeline_options(-1)
     for workers, mode in ((1, "in_memory"), (2, "multi_processing"), (16, "multi_processing")):
         local = alignment_pipeline.pipeline_options(workers).get_all_options()
         assert (local["direct_num_workers"], local["direct_running_mode"]) == (workers, mode)

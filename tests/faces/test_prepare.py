@@ -196,6 +196,13 @@ def test_other_settings_and_other_files_are_never_written_over(photos, detector,
     assert len(lines_of(photos / "out")) == 11
 
 
+def test_a_folder_of_results_belongs_to_one_process_at_a_time(photos, detector, tmp_path):
+    with prepare._held(tmp_path / "out"), pytest.raises(UserError, match="written by another process"):
+        prepare.detect_photos([photos], to=tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+    prepare.detect_photos([photos / "group.jpg"], to=tmp_path / "out")
+
+
 def test_a_path_that_is_not_there_is_said_and_the_rest_goes_on(photos, detector, tmp_path, capsys):
     assert prepare.detect_photos(["/no/such/folder", photos / "b"], to=tmp_path / "faces") == 2
     assert len(lines_of(tmp_path / "faces")) == 4

@@ -140,6 +140,8 @@ def test_other_sites_and_names_are_refused(client):
     assert theirs.status_code == 403
     own = client.post("/photo", data=b"x", headers={"Origin": "http://127.0.0.1:8000"}, **LOCAL)
     assert own.status_code == 400
+    broken = client.post("/photo", data=b"x", headers={"Origin": "http://["}, **LOCAL)
+    assert broken.status_code == 403
     assert client.get("/elsewhere", **LOCAL).status_code == 404
 
 
@@ -173,7 +175,9 @@ def test_the_server_keeps_one_connection_for_all_frames(app, people):
 def test_a_taken_port_is_one_line(tiny_run, app, capsys):
     with served(app) as port:
         assert cli.main(["app", "--port", str(port), "--model", str(tiny_run.folder)]) == 2
-    assert f"127.0.0.1:{port} cannot be served" in capsys.readouterr().err
+        assert f"127.0.0.1:{port} cannot be served" in capsys.readouterr().err
+        assert cli.main(["app", "--port", "99999", "--model", str(tiny_run.folder)]) == 2
+        assert "between 0 and 65535" in capsys.readouterr().err
 
 
 def test_ctrl_c_is_how_the_page_ends(shots, monkeypatch, capsys):

@@ -172,6 +172,11 @@ def test_bad_words_are_one_line(clip, tmp_path, capsys, monkeypatch):
         (["--source", str(clip), "--save", str(tmp_path / "x.gif")], "saved as .mp4 or .mkv"),
         (["--source", str(clip), "--jsonl", str(tmp_path / "x.jsonl"), "--model", "none"], "No model none"),
         (["--source", str(clip), "--jsonl", str(tmp_path / "x.jsonl"), "--detector", "none"], "unknown detector"),
+        (["--source", str(clip), "--jsonl", str(clip)], "different files"),
+        (["--source", str(clip), "--save", "x.mp4", "--jsonl", "./x.mp4"], "different files"),
+        (["--source", str(clip), "--jsonl", "x.jsonl", "--seconds", "nan"], "above 0"),
+        (["--source", "9" * 20, "--jsonl", "x.jsonl"], "No such source"),
+        (["--source", "²", "--jsonl", "x.jsonl"], "No such source"),
         *([(["--source", str(clip), "--show"], "no screen")] if sys.platform.startswith("linux") else []),
     ):
         assert cli.main(["stream", *words]) == 2

@@ -84,6 +84,11 @@ def aligned_config(
             "AlignableConfig of tfface.data.aligned"
         )
     alignment = Alignment(align, size)
+    if (align, detector) in (("eyes", "yolo"), ("five-point", "yolo"), ("five-point", "dlib")):
+        raise UserError(
+            f"the alignment {align} needs landmarks that the detector {detector} does not find; choose mtcnn, or the "
+            "alignment margin"
+        )
     if no_face not in NO_FACE:
         raise UserError(f"no_face must be one of {', '.join(NO_FACE)}, received {no_face!r}")
     own_size, own_detector = alignment == Alignment(align), detector in ("", DETECTORS[align])

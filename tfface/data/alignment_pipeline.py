@@ -150,6 +150,8 @@ def pipeline_options(workers: int = 1, options: str = "") -> PipelineOptions:
         options: "key=value,key=value", as on the command line of a Beam pipeline, for example
             "runner=FlinkRunner,flink_master=host:8081".
     """
+    if workers < 0:
+        raise UserError(f"--workers must be 0 (one a core) or more. Received: {workers}.")
     given = [f"--{option.strip()}" for option in options.split(",") if option.strip()]
     if any(option.startswith("--runner") for option in given):
         return PipelineOptions(given)

@@ -134,7 +134,7 @@ def _drawn(builder, labels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         people[str(identity)].append(str(key))
     people = {name: keys for name, keys in people.items() if len(keys) > 1}
     pairs = list(draw_pairs(people, IdentityConfig(name="pairs")))
-    if not pairs:
+    if len({pair["fold"] for pair in pairs}) < 2:
         raise UserError(f"{builder.info.full_name} has {len(people)} people with two images or more: expected four.")
     return {name: np.array([pair[name] for pair in pairs]) for name in pairs[0]}
 

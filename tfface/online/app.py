@@ -118,7 +118,7 @@ class App:
         if self.hosts and urlsplit(f"//{request.host}").hostname not in self.hosts:
             raise Forbidden(f"This page is served to {', '.join(self.hosts)} only.")
         origin = request.headers.get("Origin")
-        if origin and urlsplit(origin).netloc != request.host:
+        if origin and origin.partition("://")[2] != request.host:
             raise Forbidden("Another web site may not use this page.")
 
     def _show_page(self) -> Response:
@@ -214,6 +214,8 @@ def make_app_server(app: App, host: str = "127.0.0.1", port: int = 8000) -> Base
 
 def _check_address(host: str, port: int) -> None:
     """Werkzeug would end the process."""
+    if not 0 <= port < 1 << 16:
+        raise UserError(f"--port must lie between 0 and 65535. Received: {port}.")
     try:
         with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
             pass

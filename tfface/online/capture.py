@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import threading
@@ -15,6 +16,8 @@ import cv2
 import numpy as np
 
 from tfface.errors import UserError
+
+os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read when the first file is opened; -8: quiet
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds until a lost source is tried again: the first, doubled each time up to the longest."""
@@ -124,7 +127,8 @@ class Source:
         self.name = str(name)
         self.label = re.sub(r"//[^/@]*@", "//", self.name)
         """The name without the password that a URL may hold."""
-        self.is_file = not (self.name.isdigit() or "://" in self.name)
+        self.camera = int(self.name) if re.fullmatch("[0-9]{1,4}", self.name) else None
+        self.is_file = not (self.camera is not None or "://" in self.name)
         if self.is_file and not Path(self.name).is_file():
             raise UserError(
                 f"No such source: {self.label}. Expected a camera's number, a video file or a URL (rtsp://..., http://...)."
@@ -167,8 +171,9 @@ class Source:
             self._thread.join(2)  # one that waits for a silent network is left to find out by itself
 
     def _open(self) -> cv2.VideoCapture | None:
-        if self.name.isdigit():
-            capture = cv2.VideoCapture(int(self.name))
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what cannot be opened is said once, by us
+        if self.camera is not None:
+            capture = cv2.VideoCapture(self.camera)
             capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)
         else:
             # None (0) for a file: a process that is suspended in the middle of a read would take it for the end.

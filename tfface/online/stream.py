@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 import os
 import signal
 import sys
@@ -178,6 +179,11 @@ def stream(
     Raises:
         UserError: a source, model, detector or output that is not to be had.
     """
+    if seconds is not None and not 0 < seconds < math.inf:
+        raise UserError(f"--seconds must be a number above 0. Received: {seconds}.")
+    places = [Path(place).resolve() for place in (source, save, jsonl) if place and str(place) != "-"]
+    if len(places) > len(set(places)):
+        raise UserError(f"The video, --save and --jsonl must be different files. Received: {source}, {save}, {jsonl}.")
     if not (show or save or jsonl):
         show = True
     if show:
