@@ -6,8 +6,10 @@ builder reads both as they are, says what is missing, and keeps the published va
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
+import io
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -87,7 +89,11 @@ def read_labels(path: Path) -> dict[str, Row]:
         "service_test": SERVICE_TEST,
     }
     rows = {}
-    with path.open(encoding="utf-8-sig", newline="") as file:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8: save the table as CSV UTF-8, or get the original file") from error
+    with io.StringIO(text, newline="") as file:
         reader = csv.DictReader(file)
         if lacking := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
             raise UserError(
@@ -201,7 +207,7 @@ class Builder(aligned.AlignableBuilder):
         rows, files = {}, set()
         for part in PARTS:
             rows |= read_labels(label_file(root, part))
-            files |= {f"{part}/{path.name}" for path in (folder / part).glob("*.jpg")}
+            files |= {f"{part}/{path.name}" for path in (folder / part).glob("*") if path.suffix.lower() == ".jpg"}
         photos = [originals.Photo(name, folder / name, row[:3]) for name, row in rows.items() if name in files]
         self._check_size(photos, folder)
         images, left_out = originals.distinct(photos)
@@ -224,10 +230,12 @@ class Builder(aligned.AlignableBuilder):
 
     def _check_size(self, photos, folder):
         """Nothing but the size tells the two paddings apart: one must not be prepared under the other's name."""
-        if not photos:
+        for first in photos:  # that can be decoded
+            with contextlib.suppress(tf.errors.InvalidArgumentError):
+                side = tf.image.decode_jpeg(first.path.read_bytes()).shape[0]
+                break
+        else:
             return
-        first = photos[0]
-        side = tf.image.decode_jpeg(first.path.read_bytes()).shape[0]
         if side in {config.side for config in self.BUILDER_CONFIGS} - {self.builder_config.side}:
             raise UserError(
                 f"{folder} does not hold the images of {self.builder_config.unaligned}: expected "

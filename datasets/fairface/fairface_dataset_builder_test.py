@@ -86,6 +86,13 @@ def test_what_cannot_be_read_is_never_guessed(tmp_path, text, message):
     assert "\n" not in str(error.value)
 
 
+def test_another_encoding_is_one_clear_line(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text(HEADER, encoding="utf-16")
+    with pytest.raises(UserError, match="is not UTF-8"):
+        fairface.read_labels(path)
+
+
 def test_val_is_test_and_train_is_split_by_hash():
     digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(20_000)]
     assert {fairface.split_of("val/1.jpg", digest) for digest in digests} == {"test"}

@@ -45,10 +45,12 @@ def read_pairs(path: Path) -> list[Pair]:
     Raises:
         UserError: the file is not of that form, or does not hold what its first line says.
     """
-    pairs = []
+    pairs, seen = [], set()
     try:
         header, *lines = path.read_text(encoding="utf-8").splitlines()
         folds, of_a_kind = (int(field) for field in header.split())
+        if folds < 1 or of_a_kind < 1:
+            raise ValueError(f"line 1 is {header!r}")
         for index, line in enumerate(lines):
             match line.split():
                 case [name, first, second]:
@@ -61,6 +63,9 @@ def read_pairs(path: Path) -> list[Pair]:
             if (name == other) != (position < of_a_kind):
                 raise ValueError(f"line {index + 2} is {line!r} where the other kind of pair belongs")
             pairs.append(Pair(_file_name(name, first), _file_name(other, second), name == other, fold))
+            if (both := frozenset(pairs[-1][:2])) in seen:
+                raise ValueError(f"line {index + 2}, {line!r}, for the second time")
+            seen.add(both)
         if len(pairs) != 2 * folds * of_a_kind:
             raise ValueError(f"{len(pairs)} pairs")
     except ValueError as error:

@@ -103,6 +103,8 @@ def test_missing_and_broken_images_are_named(tmp_path, manual_dir):
         (lambda text: "", "not enough values"),
         (lambda text: text.replace("2\t2\n", "", 1), "invalid literal"),
         (lambda text: text.replace("2\t2\n", "3\t2\n", 1), "8 pairs"),
+        (lambda text: text.replace("2\t2\n", "2\t0\n", 1), "line 1 is"),
+        (lambda text: text.replace("\n", "\n" + text.splitlines()[1] + "\n", 1), "for the second time"),
         (lambda text: text.replace("Cy_Example\t1\t2\n", ""), "line 7 is .* where the other kind"),
         (lambda text: text.replace("Cy_Example\t1\t2\n", "Cy_Example\t1\n"), r"line 7 is 'Cy_Example\\t1'"),
     ],

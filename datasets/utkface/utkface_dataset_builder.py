@@ -20,7 +20,7 @@ from tfface.errors import UserError
 FOLDER = "UTKFace"
 """The folder that the original archive unpacks to."""
 
-NAME = re.compile(r"(?P<age>\d{1,3})_(?P<gender>[01])_(?P<race>[0-4])_\d+\.jpg(\.chip\.jpg)?")
+NAME = re.compile(r"(?P<age>\d{1,3})_(?P<gender>[01])_(?P<race>[0-4])_\d+\.jpe?g(\.chip\.jpg)?", re.I)
 """`age_gender_race_datetime.jpg.chip.jpg` of the aligned crops; `.jpg` alone in the uncropped parts."""
 
 TYPOS = {
@@ -51,7 +51,12 @@ def parse_name(name: str) -> tuple[int, int, int] | None:
         Age in years and indices into `labels.GENDERS` and `labels.UTKFACE_RACES`; None where it is malformed.
     """
     match = NAME.fullmatch(TYPOS.get(name, name))
-    return match and tuple(int(match[field]) for field in ("age", "gender", "race"))
+    if not match or int(match["age"]) > labels.OLDEST:
+        return None
+    return tuple(int(match[field]) for field in ("age", "gender", "race"))
+
+
+SUFFIXES = (".jpg", ".jpeg")
 
 
 def split_of(digest: str) -> str:
@@ -82,7 +87,7 @@ def scan(folder: Path) -> tuple[dict[str, originals.Photo], dict[str, list]]:
     Raises:
         UserError: no file has a name of UTKFace.
     """
-    paths = sorted(folder.rglob("*.jpg"))
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
     photos = [originals.Photo(path.name, path, parse_name(path.name)) for path in paths]
     if not any(photo.labels for photo in photos):
         received = f"{len(paths)} .jpg files, the first {paths[0].name!r}" if paths else "no .jpg file"

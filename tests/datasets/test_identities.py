@@ -139,6 +139,9 @@ def test_a_spoilt_list_is_one_clear_line(celeba, tmp_path, line, message):
     with pytest.raises(UserError, match=message) as error:
         build(celeba_identities, celeba, tmp_path)
     assert "\n" not in str(error.value)
+    (celeba / "identity_CelebA.txt").write_bytes(b"\xff\xfe1")
+    with pytest.raises(UserError, match="no UTF-8 text"):
+        build(celeba_identities, celeba, tmp_path)
 
 
 def test_a_wrong_folder_is_one_clear_line(celeba, casia, tmp_path):

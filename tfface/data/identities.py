@@ -61,8 +61,12 @@ def read_list(path: Path) -> dict[str, str]:
     Raises:
         UserError: a line of another form, or a file that is listed under two identities.
     """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no UTF-8 text: expected lines 'FILE IDENTITY'; save it anew") from error
     identities = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         name, *identity = line.rsplit(maxsplit=1) or [""]
         if number == 1 and not Path(name).suffix:
             continue

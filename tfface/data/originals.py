@@ -116,10 +116,10 @@ def decode(content: bytes) -> tf.Tensor:
 
 def _digest(path: Path) -> str | None:
     """SHA-256 of a file, None where it is not a whole image."""
-    content = path.read_bytes()
     try:
+        content = path.read_bytes()
         decode(content)
-    except tf.errors.InvalidArgumentError:
+    except (OSError, tf.errors.InvalidArgumentError):
         return None
     return hashlib.sha256(content).hexdigest()
 
