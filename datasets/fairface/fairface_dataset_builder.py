@@ -231,7 +231,7 @@ class Builder(aligned.AlignableBuilder):
     def _check_size(self, photos, folder):
         """Nothing but the size tells the two paddings apart: one must not be prepared under the other's name."""
         for first in photos:  # that can be decoded
-            with contextlib.suppress(tf.errors.InvalidArgumentError):
+            with contextlib.suppress(OSError, tf.errors.InvalidArgumentError):
                 side = tf.image.decode_jpeg(first.path.read_bytes()).shape[0]
                 break
         else:

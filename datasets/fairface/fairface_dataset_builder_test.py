@@ -93,6 +93,16 @@ def test_another_encoding_is_one_clear_line(tmp_path):
         fairface.read_labels(path)
 
 
+def test_junk_and_links_come_first_and_capital_suffixes_are_named(tmp_path):
+    root = shutil.copytree(DUMMY / "fairface", tmp_path / "fairface")
+    (root / "val" / "1.jpg").write_bytes(b"no image")
+    (root / "val" / "2.jpg").rename(root / "val" / "7.JPG")
+    (root / "val" / "2.jpg").symlink_to("nowhere.jpg")
+    left_out = build(tmp_path, tmp_path / "data").info.metadata["left_out"]
+    assert left_out["undecodable"] == ["val/1.jpg", "val/2.jpg", "train/11.jpg"]
+    assert left_out["file_without_a_row"] == ["train/13.jpg", "val/6.jpg", "val/7.JPG"]
+
+
 def test_val_is_test_and_train_is_split_by_hash():
     digests = [hashlib.sha256(str(number).encode()).hexdigest() for number in range(20_000)]
     assert {fairface.split_of("val/1.jpg", digest) for digest in digests} == {"test"}

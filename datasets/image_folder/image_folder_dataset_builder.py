@@ -39,21 +39,23 @@ class ImageFolderConfig(aligned.AlignableConfig):
     seed: int = 0
 
 
-def find_classes(folder: Path) -> dict[str, list[originals.Photo]]:
+def find_classes(folder: Path) -> tuple[dict[str, list[originals.Photo]], list[str]]:
     """Finds the class folders and their files.
 
     Args:
         folder: holds a folder for each class; or holds nothing but such a folder.
 
     Returns:
-        Class -> its files at any depth, hidden ones aside, sorted; classes sorted by name.
+        Class -> its files at any depth, hidden ones aside, sorted; classes sorted by name. And the names of the
+        files beside class folders, which are of no class.
 
     Raises:
         UserError: fewer than two classes, or one without a file.
     """
-    top, classes = folder, _subfolders(folder)
+    top, classes, outside = folder, _subfolders(folder), _files(folder, "*")
     while len(classes) == 1 and _subfolders(classes[0]):  # the archive's own folder, or several
         top, classes = classes[0], _subfolders(classes[0])
+        outside += _files(top, "*")
     if len(classes) < 2:
         found = f"only {classes[0].name}" if classes else "no folder"
         raise UserError(
@@ -61,16 +63,16 @@ def find_classes(folder: Path) -> dict[str, list[originals.Photo]]:
             "give the folder that holds the class folders as manual_dir"
         )
     files = {
-        path.name: [
-            originals.Photo(file.relative_to(top).as_posix(), file, path.name)
-            for file in sorted(path.rglob("*"))
-            if file.is_file() and not file.name.startswith(".")
-        ]
+        path.name: [originals.Photo(file.relative_to(top).as_posix(), file, path.name) for file in _files(path, "**/*")]
         for path in classes
     }
     if empty := [name for name, photos in files.items() if not photos]:
         raise UserError(f"class {' and '.join(empty)} in {top} has no image; fill its folder or remove it")
-    return files
+    return files, [file.relative_to(folder).as_posix() for file in outside]
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in folder.glob(pattern) if originals.is_file(path) and not path.name.startswith("."))
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -172,8 +174,9 @@ class Builder(aligned.AlignableBuilder):
             )
         if (folder / config.unaligned).is_dir() and _subfolders(folder / config.unaligned):
             folder /= config.unaligned
-        classes = find_classes(folder)
+        classes, outside = find_classes(folder)
         images, left_out = originals.distinct(photo for photos in classes.values() for photo in photos)
+        left_out["of_no_class"] = outside
         originals.log_left_out(self.info.full_name, len(images), left_out)
         photos = list(images.values())
         groups = near_copies.near_groups(perceptual_hashes(photos)) if photos else np.zeros(0, int)

@@ -54,6 +54,7 @@ def test_classes_are_the_folders_and_copies_stay_together(tmp_path, capsys):
         "undecodable": ["square/10.jpg", "square/notes.txt"],
         "copies": [["square/6.jpg", "square/6_copy.jpg"]],
         "conflicting": [["circle/8.jpg", "square/8.jpg"]],
+        "of_no_class": [],
     }
     assert metadata["near_copies"] == [
         ["circle/1.jpg", "circle/1_small.jpg"],
@@ -89,6 +90,16 @@ def test_two_folders_have_two_names(tmp_path):
         build(DUMMY / "shapes", tmp_path / "data", None)
     with pytest.raises(UserError, match=r"letters, digits, '_', '-' and '\.', received 'a/b'"):
         image_folder.Builder(data_dir=tmp_path, config="a/b")
+
+
+def test_files_beside_the_classes_and_links_to_nothing_are_named(tmp_path):
+    root = shutil.copytree(DUMMY / "shapes", tmp_path / "archive" / "pictures")
+    for folder in (root, root.parent):
+        shutil.copy(root / "circle" / "1.jpg", folder / "stray.jpg")
+    (root / "circle" / "link.jpg").symlink_to("nowhere.jpg")
+    left_out = build(root.parent, tmp_path / "data").info.metadata["left_out"]
+    assert left_out["of_no_class"] == ["stray.jpg", "pictures/stray.jpg"]
+    assert left_out["undecodable"] == ["circle/link.jpg", "square/10.jpg", "square/notes.txt"]
 
 
 def images(counts):

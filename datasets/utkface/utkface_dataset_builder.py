@@ -20,8 +20,11 @@ from tfface.errors import UserError
 FOLDER = "UTKFace"
 """The folder that the original archive unpacks to."""
 
-NAME = re.compile(r"(?P<age>\d{1,3})_(?P<gender>[01])_(?P<race>[0-4])_\d+\.jpe?g(\.chip\.jpg)?", re.I)
+NAME = re.compile(r"(?P<age>\d{1,3})_(?P<gender>[01])_(?P<race>[0-4])_\d+\.(jpe?g|png)(\.chip\.jpg)?", re.I)
 """`age_gender_race_datetime.jpg.chip.jpg` of the aligned crops; `.jpg` alone in the uncropped parts."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png")
+"""What files of photos end in, in any case of the letters."""
 
 TYPOS = {
     "24_0_1_20170116220224657 .jpg.chip.jpg": "24_0_1_20170116220224657.jpg.chip.jpg",
@@ -56,9 +59,6 @@ def parse_name(name: str) -> tuple[int, int, int] | None:
     return tuple(int(match[field]) for field in ("age", "gender", "race"))
 
 
-SUFFIXES = (".jpg", ".jpeg")
-
-
 def split_of(digest: str) -> str:
     """The split of an image, from nothing but its own bytes: adding or removing other files moves nobody.
 
@@ -87,10 +87,10 @@ def scan(folder: Path) -> tuple[dict[str, originals.Photo], dict[str, list]]:
     Raises:
         UserError: no file has a name of UTKFace.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and not path.is_dir())
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and originals.is_file(path))
     photos = [originals.Photo(path.name, path, parse_name(path.name)) for path in paths]
     if not any(photo.labels for photo in photos):
-        received = f"{len(paths)} .jpg files, the first {paths[0].name!r}" if paths else "no .jpg file"
+        received = f"{len(paths)} .jpg or .png files, the first {paths[0].name!r}" if paths else "no .jpg or .png file"
         raise UserError(
             f"no photo of UTKFace in {folder}: expected names like 26_0_1_20170117195838909.jpg.chip.jpg "
             f"(age_gender_race_datetime), found {received}; give {FOLDER} or its parent as manual_dir"

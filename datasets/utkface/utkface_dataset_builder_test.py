@@ -4,6 +4,8 @@ import hashlib
 import itertools
 import shutil
 
+import cv2
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
@@ -43,6 +45,7 @@ def splits_of_keys(builder):
         ("9_1_2_20161219204347420.jpg", (9, 1, 2)),
         ("30_0_0_6.JPG", (30, 0, 0)),
         ("30_0_0_5.jpeg", (30, 0, 0)),
+        ("30_0_0_7.png", (30, 0, 0)),
         ("200_0_1_20161219204347420.jpg", None),
         ("24_0_1_20170116220224657 .jpg.chip.jpg", (24, 0, 1)),
         ("55_0_0_20170116232725357jpg.chip.jpg", (55, 0, 0)),
@@ -102,6 +105,18 @@ def test_left_out_files_are_named_and_in_no_split(tmp_path):
     }
 
 
+def test_photos_have_any_suffix_and_links_to_nothing_are_named(tmp_path):
+    names = ["30_0_0_5.jpeg", "30_0_0_6.JPG", "30_0_0_7.png"]
+    for number, name in enumerate([*names, "200_0_1_1.jpg"]):
+        cv2.imwrite(str(tmp_path / name), np.full((8, 8, 3), 50 * number, np.uint8))
+    (tmp_path / "31_0_0_8.jpg").mkdir()
+    (tmp_path / "32_0_0_9.jpg").symlink_to("nowhere.jpg")
+    images, left_out = utkface.scan(tmp_path)
+    assert [photo.name for photo in images.values()] == names
+    assert left_out["malformed"] == ["200_0_1_1.jpg"]
+    assert left_out["undecodable"] == ["32_0_0_9.jpg"]
+
+
 def test_adding_removing_and_renaming_files_moves_no_image(tmp_path):
     before = splits_of_keys(build(DUMMY, tmp_path / "before"))
     names = sorted(before)
@@ -121,10 +136,10 @@ def test_wrong_folder_is_one_clear_line_and_leaves_nothing(tmp_path):
     with pytest.raises(UserError, match=r"wrong does not exist or is empty.*give the folder UTKFace"):
         build(wrong, tmp_path / "data")
     (wrong / "notes.txt").touch()
-    with pytest.raises(UserError, match=r"no photo of UTKFace in .*wrong.*found no \.jpg file"):
+    with pytest.raises(UserError, match=r"no photo of UTKFace in .*wrong.*found no \.jpg or \.png file"):
         build(wrong, tmp_path / "data")
     shutil.copy(DUMMY / "UTKFace" / "1_0_2_20170101000000001.jpg.chip.jpg", wrong / "Aaron_0001.jpg")
-    with pytest.raises(UserError, match=r"found 1 \.jpg files, the first 'Aaron_0001.jpg'") as error:
+    with pytest.raises(UserError, match=r"found 1 \.jpg or \.png files, the first 'Aaron_0001.jpg'") as error:
         build(wrong, tmp_path / "data")
     assert "\n" not in str(error.value)
     (wrong / "26_0_1_20170117195838909.jpg.chip.jpg").touch()

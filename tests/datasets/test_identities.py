@@ -57,7 +57,9 @@ def test_the_list_says_who_is_who(celeba, tmp_path, caplog, capsys):
     assert metadata["absent"] == 1
     assert metadata["left_out"]["unlisted"] == ["000099.jpg"]
     assert "1 people with one image, in train and in no pair: 2880" in caplog.text
-    assert "train 28 images of 10 people" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "train 28 images of 10 people" in printed
+    assert "1 images of the list are not there: 000" in printed
     keys = {example["key"].decode(): example["identity"] for example in examples(builder, "train")}
     assert builder.info.features["identity"].int2str(keys["000001.jpg"]) == "2880"
 
@@ -81,6 +83,14 @@ def test_folders_say_who_is_who_and_what_is_broken_is_named(casia, tmp_path):
     assert builder.info.metadata["one_image"] == ["0000050"]
     assert sum(split.num_examples for split in builder.info.splits.values()) == 33
     assert (identities(builder, "train") + identities(builder, "validation"))["0000045"] == 2
+
+
+def test_files_beside_the_folders_and_links_to_nothing_are_named(casia, tmp_path):
+    shutil.copy(casia / "0000045" / "001.jpg", casia / "stray.jpg")
+    (casia / "0000045" / "link.jpg").symlink_to("nowhere.jpg")
+    left_out = build(casia_webface, casia, tmp_path).info.metadata["left_out"]
+    assert left_out["of_nobody"] == ["stray.jpg"]
+    assert left_out["undecodable"] == ["0000045/link.jpg", "0000048/004.jpg"]
 
 
 def test_a_list_of_a_cleaned_set_says_what_is_taken(casia, tmp_path):
@@ -140,6 +150,10 @@ def test_a_spoilt_list_is_one_clear_line(celeba, tmp_path, line, message):
         build(celeba_identities, celeba, tmp_path)
     assert "\n" not in str(error.value)
     (celeba / "identity_CelebA.txt").write_bytes(b"\xff\xfe1")
+    with pytest.raises(UserError, match="no UTF-8 text"):
+        build(celeba_identities, celeba, tmp_path)
+    (celeba / "identity_CelebA.txt").unlink()
+    (celeba / "identity_CelebA.txt").mkdir()
     with pytest.raises(UserError, match="no UTF-8 text"):
         build(celeba_identities, celeba, tmp_path)
 

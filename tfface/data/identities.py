@@ -80,7 +80,7 @@ def read_list(path: Path) -> dict[str, str]:
     return identities
 
 
-def find_listed(path: Path, images: Path) -> tuple[list[originals.Photo], dict[str, list[str]], int]:
+def find_listed(path: Path, images: Path) -> tuple[list[originals.Photo], dict[str, list[str]], list[str]]:
     """The images that are both in a list and on disk.
 
     Args:
@@ -89,7 +89,7 @@ def find_listed(path: Path, images: Path) -> tuple[list[originals.Photo], dict[s
 
     Returns:
         The images in the order of their names, their labels the identities; {"unlisted": the files that are in no
-        line}; the number of lines without a file.
+        line}; the names without a file.
 
     Raises:
         UserError: see `read_list`; or none of the files is there.
@@ -103,11 +103,14 @@ def find_listed(path: Path, images: Path) -> tuple[list[originals.Photo], dict[s
             f"{', '.join(list(identities)[:3])}, found {', '.join(sorted(there)[:3]) or 'nothing'}; "
             "unpack the images again"
         )
-    return photos, {"unlisted": sorted(there.keys() - identities)}, len(identities) - len(photos)
+    return photos, {"unlisted": sorted(there.keys() - identities)}, sorted(identities.keys() - there)
 
 
-def find_folders(folder: Path) -> list[originals.Photo]:
+def find_folders(folder: Path) -> tuple[list[originals.Photo], dict[str, list[str]]]:
     """The images of a folder that holds a folder for each identity, or nothing but such a folder.
+
+    Returns:
+        The images; {"of_nobody": the files beside the folders, lists (`*.txt`) aside}.
 
     Raises:
         UserError: no folders, or nothing in them.
@@ -124,15 +127,15 @@ def find_folders(folder: Path) -> list[originals.Photo]:
             f"{', '.join(sorted(path.name for path in top.iterdir())[:5]) or 'nothing'}; give the folder that holds "
             "them as manual_dir"
         )
-    return photos
+    return photos, {"of_nobody": [file.name for file in _files(top, "*") if file.suffix != ".txt"]}
 
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.startswith("."))
+def _files(folder: Path, pattern: str = "**/*") -> list[Path]:
+    return sorted(path for path in folder.glob(pattern) if originals.is_file(path) and not path.name.startswith("."))
 
 
 def _first(folder: Path, names: Iterable[str]) -> Path | None:
@@ -279,13 +282,14 @@ class IdentityBuilder(aligned.AlignableBuilder, skip_registration=True):
             number = sum(counts[name] for name in names)
             tqdm.write(f"{self.info.full_name}: {split} {number:,} images of {len(names):,} people")
         if absent:
-            tqdm.write(f"{self.info.full_name}: {absent:,} images of the list are not there")
+            named = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+            tqdm.write(f"{self.info.full_name}: {len(absent):,} images of the list are not there: {named}")
         if single:
             logging.warning(
                 "%s: %d people with one image, in train and in no pair: %s%s",
                 self.info.full_name, len(single), ", ".join(single[:5]), ", ..." if len(single) > 5 else "",
             )  # fmt: skip
-        self.info.metadata.update(left_out=left_out, absent=absent, one_image=single, train_identities=len(train))
+        self.info.metadata.update(left_out=left_out, absent=len(absent), one_image=single, train_identities=len(train))
         if config.unaligned == "pairs":
             names = {name: [photo.name for photo in people[name].values()] for name in validation}
             return {"validation": enumerate(draw_pairs(names, config))}
@@ -293,10 +297,10 @@ class IdentityBuilder(aligned.AlignableBuilder, skip_registration=True):
         splits = {"train": train, "validation": validation}
         return self.aligned({split: self._generate_examples(people, names) for split, names in splits.items()})
 
-    def _find(self, folder: Path) -> tuple[list[originals.Photo], dict[str, list[str]], int]:
-        """The images, what is left out of them, and the number of those that the list names in vain."""
+    def _find(self, folder: Path) -> tuple[list[originals.Photo], dict[str, list[str]], list[str]]:
+        """The images, what is left out of them, and those that the list names in vain."""
         if not (path := _first(folder, self.LISTS)):
-            return find_folders(folder), {}, 0
+            return *find_folders(folder), []
         return find_listed(path, _first(folder, self.IMAGES) or folder)
 
     def _read_as(self, folder: Path) -> str:

@@ -55,6 +55,11 @@ def manual_folder(dl_manager) -> Path:
         raise UserError(" ".join(str(error).split())) from error
 
 
+def is_file(path: Path) -> bool:
+    """Whether an entry of a folder is a file; or a link that leads nowhere, which `distinct` leaves out by name."""
+    return path.is_file() or not path.exists()
+
+
 def fraction(digest: str) -> float:
     """A number in [0, 1) that depends on nothing but a file's bytes: a split by it moves nobody when others come or go.
 
@@ -115,7 +120,7 @@ def decode(content: bytes) -> tf.Tensor:
 
 
 def _digest(path: Path) -> str | None:
-    """SHA-256 of a file, None where it is not a whole image."""
+    """SHA-256 of a file, None where it cannot be read or is not a whole image."""
     try:
         content = path.read_bytes()
         decode(content)
