@@ -188,6 +188,16 @@ def test_focal_loss_teaches_what_is_sure_and_wrong():
     assert np.abs(tape.gradient(loss, logits)[0, :2]).min() > 0.2  # alpha, from the class that is right
 
 
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_has_a_slope_at_the_ends(gamma):
+    import tensorflow as tf
+
+    said = tf.Variable([[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]])
+    with tf.GradientTape() as tape:
+        loss = FocalLoss(gamma=gamma)(np.repeat(TRUTH, 2, axis=0), said)
+    assert np.isfinite(tape.gradient(loss, said)).all()
+
+
 @pytest.mark.parametrize("loss", [CrossentropyLoss, FocalLoss])
 def test_half_precision_is_finite(loss):
     eye = np.eye(3, dtype="float16")

@@ -5,6 +5,9 @@ import math
 import keras
 from keras import ops
 
+LEAST = 1e-36
+"""The least probability that is told from 0: float32 knows it, and its inverse."""
+
 
 def _alike(y_true, y_pred):
     """Both in float32. Class indices are refused: they would be spread over the classes in silence."""
@@ -19,8 +22,8 @@ def _alike(y_true, y_pred):
 
 
 def _log(probabilities):
-    """Logarithm that stays finite, and whose slope vanishes below 1e-36 only."""
-    return ops.log(ops.maximum(probabilities, 1e-36))
+    """Logarithm that stays finite, and whose slope vanishes below `LEAST` only."""
+    return ops.log(ops.maximum(probabilities, LEAST))
 
 
 @keras.saving.register_keras_serializable(package="tfface")
@@ -134,9 +137,10 @@ class FocalLoss(keras.losses.Loss):
         self.alpha, self.gamma = float(alpha), float(gamma)
 
     def call(self, y_true, y_pred):
-        y_true, p = _alike(y_true, y_pred)
-        rest = ops.maximum(1 - p, 1e-7)  # float32 knows no number between 1 - 6e-8 and 1
-        right = self.alpha * y_true * rest**self.gamma * _log(p)
+        y_true, y_pred = _alike(y_true, y_pred)
+        p = ops.maximum(y_pred, LEAST)  # of 0, powers below 1 have no slope
+        rest = ops.maximum(1 - y_pred, 1e-7)  # float32 knows no number between 1 - 6e-8 and 1
+        right = self.alpha * y_true * rest**self.gamma * ops.log(p)
         others = (1 - self.alpha) * (1 - y_true) * p**self.gamma * ops.log(rest)
         return -ops.sum(right + others, axis=-1)
 
