@@ -30,6 +30,12 @@ def _members(group):
     return {(each.layer, each.variable, each.axis, each.role): each.units.tolist() for each in group.members}
 
 
+@pytest.fixture(autouse=True)
+def names_begin_anew():
+    """Keras numbers layers and operations without a name through the whole process."""
+    keras.utils.clear_session()
+
+
 def test_members_of_a_chain():
     model = _model(lambda x: layers.BatchNormalization(name="norm")(_conv(x, 4, "conv")))
     (group,) = pruning.channel_groups(model)
