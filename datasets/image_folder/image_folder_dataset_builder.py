@@ -52,10 +52,10 @@ def find_classes(folder: Path) -> tuple[dict[str, list[originals.Photo]], list[s
     Raises:
         UserError: fewer than two classes, or one without a file.
     """
-    top, classes, outside = folder, _subfolders(folder), _files(folder, "*")
+    top, classes, outside = folder, _subfolders(folder), originals.files_below(folder, "*")
     while len(classes) == 1 and _subfolders(classes[0]):  # the archive's own folder, or several
         top, classes = classes[0], _subfolders(classes[0])
-        outside += _files(top, "*")
+        outside += originals.files_below(top, "*")
     if len(classes) < 2:
         found = f"only {classes[0].name}" if classes else "no folder"
         raise UserError(
@@ -63,16 +63,14 @@ def find_classes(folder: Path) -> tuple[dict[str, list[originals.Photo]], list[s
             "give the folder that holds the class folders as manual_dir"
         )
     files = {
-        path.name: [originals.Photo(file.relative_to(top).as_posix(), file, path.name) for file in _files(path, "**/*")]
+        path.name: [
+            originals.Photo(file.relative_to(top).as_posix(), file, path.name) for file in originals.files_below(path)
+        ]
         for path in classes
     }
     if empty := [name for name, photos in files.items() if not photos]:
         raise UserError(f"class {' and '.join(empty)} in {top} has no image; fill its folder or remove it")
     return files, [file.relative_to(folder).as_posix() for file in outside]
-
-
-def _files(folder: Path, pattern: str) -> list[Path]:
-    return sorted(path for path in folder.glob(pattern) if originals.is_file(path) and not path.name.startswith("."))
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -30,7 +30,7 @@ from etils import epath
 from tqdm import tqdm
 
 from tfface.errors import UserError
-from tfface.faces.crops import DETECTORS, Alignment
+from tfface.faces.crops import DETECTORS, FOUND, NEEDED, Alignment
 
 NO_FACE = ("skip", "centre", "error")
 
@@ -84,7 +84,7 @@ def aligned_config(
             "AlignableConfig of tfface.data.aligned"
         )
     alignment = Alignment(align, size)
-    if (align, detector) in (("eyes", "yolo"), ("five-point", "yolo"), ("five-point", "dlib")):
+    if FOUND.get(detector, 5) < NEEDED[align]:
         raise UserError(
             f"the alignment {align} needs landmarks that the detector {detector} does not find; choose mtcnn, or the "
             "alignment margin"

@@ -95,7 +95,9 @@ def find_listed(path: Path, images: Path) -> tuple[list[originals.Photo], dict[s
         UserError: see `read_list`; or none of the files is there.
     """
     identities = read_list(path)
-    there = {file.relative_to(images).as_posix(): file for file in _files(images) if file.suffix != ".txt"}
+    there = {
+        file.relative_to(images).as_posix(): file for file in originals.files_below(images) if file.suffix != ".txt"
+    }
     photos = [originals.Photo(name, there[name], identities[name]) for name in sorted(there.keys() & identities)]
     if not photos:
         raise UserError(
@@ -119,7 +121,9 @@ def find_folders(folder: Path) -> tuple[list[originals.Photo], dict[str, list[st
     while len(people) == 1 and _subfolders(people[0]):  # the archive's own folder, or several
         top, people = people[0], _subfolders(people[0])
     photos = [
-        originals.Photo(file.relative_to(top).as_posix(), file, path.name) for path in people for file in _files(path)
+        originals.Photo(file.relative_to(top).as_posix(), file, path.name)
+        for path in people
+        for file in originals.files_below(path)
     ]
     if not photos:
         raise UserError(
@@ -127,15 +131,11 @@ def find_folders(folder: Path) -> tuple[list[originals.Photo], dict[str, list[st
             f"{', '.join(sorted(path.name for path in top.iterdir())[:5]) or 'nothing'}; give the folder that holds "
             "them as manual_dir"
         )
-    return photos, {"of_nobody": [file.name for file in _files(top, "*") if file.suffix != ".txt"]}
+    return photos, {"of_nobody": [file.name for file in originals.files_below(top, "*") if file.suffix != ".txt"]}
 
 
 def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
-
-
-def _files(folder: Path, pattern: str = "**/*") -> list[Path]:
-    return sorted(path for path in folder.glob(pattern) if originals.is_file(path) and not path.name.startswith("."))
 
 
 def _first(folder: Path, names: Iterable[str]) -> Path | None:

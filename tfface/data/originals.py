@@ -60,6 +60,11 @@ def is_file(path: Path) -> bool:
     return path.is_file() or not path.exists()
 
 
+def files_below(folder: Path, pattern: str = "**/*") -> list[Path]:
+    """Files of a folder, sorted, hidden ones aside: at any depth, or those that a glob names."""
+    return sorted(path for path in folder.glob(pattern) if is_file(path) and not path.name.startswith("."))
+
+
 def fraction(digest: str) -> float:
     """A number in [0, 1) that depends on nothing but a file's bytes: a split by it moves nobody when others come or go.
 

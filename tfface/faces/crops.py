@@ -18,6 +18,12 @@ SIZES = {"eyes": (224, 224), "five-point": (112, 96), "margin": (160, 160)}
 DETECTORS = {"eyes": "dlib", "five-point": "mtcnn", "margin": "mtcnn"}
 """Alignment -> the detector that its paper used."""
 
+NEEDED = {"eyes": 2, "five-point": 5, "margin": 0}
+"""Alignment -> how many of the five landmarks, the first ones, it needs."""
+
+FOUND = {"yolo": 0, "dlib": 3}
+"""Detector that does not find all five landmarks -> how many, the first ones."""
+
 MIN_FACE_SIZE = 40
 """Smaller faces are not cut out, pixels: blown up to a crop they show nothing. It also quarters MTCNN's work."""
 
@@ -85,7 +91,7 @@ class Alignment:
     def _matrix(self, face: dict) -> np.ndarray:
         if self.name == "margin":
             return align.margin_matrix(face["box"], self.size[0], round(MARGIN * self.size[0]))
-        needed = 2 if self.name == "eyes" else 5
+        needed = NEEDED[self.name]
         points = (face["landmarks"] or [None])[:needed]
         if None in points:
             raise UserError(

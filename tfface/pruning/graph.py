@@ -173,7 +173,7 @@ class Trace:
         inputs = [self.fixed(tensor.shape, "a channel of the model's input") for tensor in graph.inputs]
         for output in self.run(model, inputs, ""):
             self.pin(output.numbers, "a channel of the model's output")
-        paths = {**find_layers(model), **self.layers}
+        paths = {**find_layers(model), **self.layers} if self.untouched else {}
         for pattern in self.untouched:
             if not any(fnmatchcase(path, pattern) for path in paths):
                 raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -62,16 +63,14 @@ class Retraining:
         """A function that gives the recipe's loss of a network, always on the same training images."""
         few = self._batches().take(max(1, SENSITIVITY_IMAGES // self.batch_size)).cache()
         names = [task.name for task in self.recipe.tasks()]
-        compiled = {}
 
-        def of(model):
-            if id(model) not in compiled:
-                learnt = keras.Model(model.input, {name: model.output[name] for name in names})
-                compile_for(learnt, self.recipe, 1)
-                compiled[id(model)] = learnt  # holds the layers of `model`, which is changed between two measurements
-            return compiled[id(model)].evaluate(few, verbose=0, return_dict=True)["loss"]
+        @functools.cache  # it shares the layers of `model`, whose weights change between two measurements
+        def compiled(model):
+            learnt = keras.Model(model.input, {name: model.output[name] for name in names})
+            compile_for(learnt, self.recipe, 1)
+            return learnt
 
-        return of
+        return lambda model: compiled(model).evaluate(few, verbose=0, return_dict=True)["loss"]
 
     def _batches(self):
         taught = taught_targets(self.recipe, self.source, "train", self.labels, self.data_dir)
