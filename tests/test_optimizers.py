@@ -65,3 +65,14 @@ def test_what_was_left_out_of_weight_decay_stays_out():
     np.testing.assert_array_equal(bias, [1.0])
     assert np.abs(model.get_layer("high").kernel - small_model().get_layer("high").kernel).max() > 0
     np.testing.assert_array_equal(model.get_layer("low").kernel, small_model().get_layer("low").kernel)
+
+
+def test_its_variables_are_its_own():
+    model = small_model()
+    optimizer = DiscriminativeAdam(0.01, factors={"low": 0.0})
+    optimizer.exclude_from_weight_decay([model.get_layer("high").bias])
+    optimizer.build(model.trainable_variables)
+    assert not {id(variable) for variable in optimizer.variables} & {id(variable) for variable in model.variables}
+    plain = keras.optimizers.Adam(0.01)
+    plain.build(model.trainable_variables)
+    assert len(optimizer.variables) == len(plain.variables)

@@ -45,7 +45,8 @@ def discriminative(optimizer_class: type[keras.optimizers.Optimizer]) -> type[ke
             return next((self.factors[part] for part in path.split("/")[:-1] if part in self.factors), 1.0)
 
         def exclude_from_weight_decay(self, var_list=None, var_names=None):
-            self._excluded = list(var_list or ()), list(var_names or ())
+            # Behind a function: Keras takes variables in an attribute for the optimizer's own.
+            self._excluded = lambda: (var_list or (), var_names or ())
             super().exclude_from_weight_decay(var_list, var_names)
 
         def build(self, variables):
@@ -56,8 +57,8 @@ def discriminative(optimizer_class: type[keras.optimizers.Optimizer]) -> type[ke
                     words = f"factors name nothing that is trained: {', '.join(unknown[:5])}"
                     warnings.warn(f"{len(unknown)} of {len(self.factors)} {words}", stacklevel=2)
                 frozen = [variable for variable in variables if not self.factor_of(variable.path)]
-                variables_too, names_too = getattr(self, "_excluded", ((), ()))
                 if frozen:
+                    variables_too, names_too = getattr(self, "_excluded", lambda: ((), ()))()
                     self.exclude_from_weight_decay([*variables_too, *frozen], names_too)
             super().build(variables)
 
