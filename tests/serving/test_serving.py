@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -49,7 +50,9 @@ def group(tmp_path_factory):
 
 def test_saved_model_equals_the_keras_model_with_only_tensorflow(tiny_run, predictor, tmp_path):
     assert cli.main(["export", str(tiny_run.folder), "--out", str(tmp_path / "saved")]) == 0
-    crops = np.stack([synthesize.face(seed).image for seed in (3_000_000, 3_000_001, 3_000_002)])
+    size = predictor.recipe.image_size[::-1]
+    faces = (synthesize.face(seed).image for seed in (3_000_000, 3_000_001, 3_000_002))
+    crops = np.stack([cv2.resize(face, size, interpolation=cv2.INTER_AREA) for face in faces])
     # The last one is a JPEG: the server must decode it as whoever else reads it, to the grey level.
     Image.fromarray(crops[-1]).save(tmp_path / "last.jpg", quality=90)
     crops[-1] = read_photo(tmp_path / "last.jpg")

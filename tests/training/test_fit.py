@@ -33,38 +33,39 @@ def test_it_learns(tiny_run):
     assert metrics["tasks"]["gender"]["accuracy"]["value"] > 0.8
 
 
-@pytest.mark.parametrize("moment", ["between epochs", "before the state", "in an epoch"])
-def test_a_killed_run_ends_as_an_unbroken_one(moment, tiny_run, tiny_recipe, data_dir, tmp_path, monkeypatch):
+def test_a_run_killed_three_times_ends_as_an_unbroken_one(tiny_run, tiny_recipe, data_dir, tmp_path, monkeypatch):
     class Killed(BaseException):
         pass
 
-    original = Recorder.on_epoch_end
+    def killed(*_):
+        raise Killed
 
-    def on_epoch_end(self, epoch, logs=None):
-        if epoch == 2 and moment == "before the state":
-            monkeypatch.setattr(Run, "save_state", lambda *_: (_ for _ in ()).throw(Killed))
-        original(self, epoch, logs)
-        if epoch == 1 and moment == "between epochs":
-            raise Killed
+    whole, run = Recorder.on_epoch_end, Run(tmp_path / "run")
 
-    def on_train_batch_begin(self, batch, logs=None):
-        if len(self.history) == 2 and batch == 3 and moment == "in an epoch":
-            raise Killed
+    def between_epochs(self, epoch, logs=None):
+        whole(self, epoch, logs)
+        killed()
 
-    with monkeypatch.context() as patch:
-        monkeypatch = patch
-        patch.setattr(Recorder, "on_epoch_end", on_epoch_end)
-        patch.setattr(Recorder, "on_train_batch_begin", on_train_batch_begin)
-        with pytest.raises(Killed):
-            fit(tiny_recipe, tmp_path / "run", data_dir, verbose=0)
-    assert len(Run(tmp_path / "run").history()) == 2
-    assert not Run(tmp_path / "run").done
-    measured = Run(tmp_path / "run").figures_file
-    measured.write_text("{}")  # somebody measured the network as it was then
-    resumed = fit(tiny_recipe, tmp_path / "run", data_dir, verbose=0)
-    assert measured.exists() == (json.loads(resumed.done_file.read_text())["best_epoch"] < 2)
-    assert figures_of(resumed) == figures_of(tiny_run)
-    for mine, other in zip(weights_of(resumed), weights_of(tiny_run), strict=True):
+    def in_an_epoch(self, batch, logs=None):
+        if batch == 3:
+            killed()
+
+    moments = [
+        (Recorder, "on_epoch_end", between_epochs, 1),
+        (Recorder, "on_train_batch_begin", in_an_epoch, 1),
+        (Run, "save_state", killed, 1),  # an epoch is over, and nothing says so yet
+    ]
+    for place, name, stop, epochs in moments:
+        with monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(place, name, stop)
+            fit(tiny_recipe, run.folder, data_dir, verbose=0)
+        assert len(run.history()) == epochs
+        assert not run.done
+    run.figures_file.write_text("{}")  # somebody measured the network as it was then
+    fit(tiny_recipe, run.folder, data_dir, verbose=0)
+    assert run.figures_file.exists() == (json.loads(run.done_file.read_text())["best_epoch"] < 1)
+    assert figures_of(run) == figures_of(tiny_run)
+    for mine, other in zip(weights_of(run), weights_of(tiny_run), strict=True):
         np.testing.assert_array_equal(mine, other)
 
 

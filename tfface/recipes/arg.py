@@ -255,9 +255,10 @@ class ARG(Recipe):
         }
 
     def tiny(self):
-        """A few epochs on a small set of synthetic faces, in one view."""
+        """A few epochs on a small set of synthetic faces, in one view, at 96 pixels."""
         return self.changed(
             data="synthetic_faces/small",
+            image_size=(96, 96),
             views=(View(),),
             test_mirror=False,
             oversample={},
