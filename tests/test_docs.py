@@ -100,7 +100,7 @@ def workspace(facenet, tmp_path_factory):
         folder / "model.keras"
     )
     shutil.copytree(ROOT / "tfface" / "assets" / "models" / "arg", folder / "runs" / "arg" / "seed-0")
-    assert cli.main(["export", "arg", "--out", str(folder / "runs" / "demo" / "saved_model")]) == 0
+    assert cli.main(["export", "compact", "--out", str(folder / "runs" / "demo" / "saved_model")]) == 0
     return folder
 
 
