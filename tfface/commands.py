@@ -81,6 +81,13 @@ def build(
         builder = module.Builder(config=aligned_config(builder, **align), data_dir=data_dir)
     ready = Path(builder.data_dir)
     if ready.exists():
+        without = (builder.info.metadata or {}).get("left_out", {}).get("no_face")
+        if without and align and align.get("no_face") == "error":
+            named = f"{', '.join(without[:5])}{', ...' if len(without) > 5 else ''}"
+            raise UserError(
+                f"{builder.info.full_name} is prepared already; no face was found in {len(without)} of its photos, "
+                f"which it lacks: {named}. Take it as it is with --no-face skip, or remove {ready} first."
+            )
         say(f"{builder.info.full_name} is prepared already: {ready}. To build it anew, remove that folder first.")
         return ready
     for leftover in ready.parent.glob("incomplete.*"):

@@ -118,6 +118,10 @@ def test_photos_without_a_face_are_cut_at_the_centre_or_stop_the_build(photos, p
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith(f"tfface: no face was found in 1 of 41 photos of utkface/five-point/1.0.0: {BLANK}")
     assert not list(tmp_path.rglob("*.tfrecord*"))
+    # What stands there was built with --no-face skip.
+    assert build(photos, prepared, "--align", "five-point", "--no-face", "error") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"is prepared already; no face was found in 1 of its photos, which it lacks: {BLANK}. Take it as" in error
     # What was found then is not looked for again.
     found = tmp_path / "utkface" / "five-point" / "found"
     shutil.copytree(found, tmp_path / "utkface" / "five-point-centre" / "found")

@@ -110,6 +110,9 @@ def test_people_of_a_test_set_are_left_out_by_name(casia, tmp_path, caplog):
     assert not set(gone) & set(builder.info.features["identity"].names)
     assert len(builder.info.features["identity"].names) == 9
     assert "left out as excluded identities" in caplog.text
+    (casia / "names.txt").write_bytes("0000046 Zoë Example\n".encode("latin-1"))
+    with pytest.raises(UserError, match=r"names\.txt is no UTF-8 text: expected lines 'IDENTITY NAME'; save it anew"):
+        build(casia_webface, casia, tmp_path / "again")
 
 
 def test_pairs_are_of_validation_and_seeded(celeba, tmp_path):

@@ -115,6 +115,8 @@ def test_unknown_names_list_the_known_ones(name):
         ("mtcnn", {"score_threshold": 1}, "between 0 and 1"),
         ("yolo", {"input_size": 400}, "multiple of 32"),
         ("yolo", {"score_threshold": 0}, "between 0 and 1"),
+        ("yolo", {"min_face_size": -1}, "at least 0, received -1"),
+        ("dlib", {"min_face_size": float("nan")}, "at least 0, received nan"),
         ("dlib", {"upsample": -1}, "upsample"),
         ("dlib", {"predictor": "gone.dat"}, "no shape predictor"),
         ("dlib:gone.dat", {}, "no shape predictor at gone.dat; expected one of five-point, 68-point or the path"),

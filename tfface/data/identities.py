@@ -61,12 +61,8 @@ def read_list(path: Path) -> dict[str, str]:
     Raises:
         UserError: a line of another form, or a file that is listed under two identities.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is no UTF-8 text: expected lines 'FILE IDENTITY'; save it anew") from error
     identities = {}
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(_lines(path, "FILE IDENTITY"), start=1):
         name, *identity = line.rsplit(maxsplit=1) or [""]
         if number == 1 and not Path(name).suffix:
             continue
@@ -138,6 +134,13 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
 
 
+def _lines(path: Path, form: str) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is no UTF-8 text: expected lines '{form}'; save it anew") from error
+
+
 def _first(folder: Path, names: Iterable[str]) -> Path | None:
     return next((folder / name for name in names if (folder / name).exists()), None)
 
@@ -152,6 +155,9 @@ def excluded(folder: Path, identities: Iterable[str]) -> list[str]:
 
     Returns:
         Those which `exclude.txt` names by identity or by name, sorted. Case does not matter, "_" is a space.
+
+    Raises:
+        UserError: a list that is no UTF-8 text.
     """
 
     def plain(name):
@@ -159,12 +165,12 @@ def excluded(folder: Path, identities: Iterable[str]) -> list[str]:
 
     names = {}
     if (folder / "names.txt").is_file():
-        for line in (folder / "names.txt").read_text(encoding="utf-8").splitlines():
+        for line in _lines(folder / "names.txt", "IDENTITY NAME"):
             identity, _, name = line.strip().replace("\t", " ").partition(" ")
             names[identity] = plain(name)
     if not (folder / "exclude.txt").is_file():
         return []
-    lines = (folder / "exclude.txt").read_text(encoding="utf-8").splitlines()
+    lines = _lines(folder / "exclude.txt", "PERSON")
     people = {plain(line.rpartition("\t")[0] or line) for line in lines if line.strip()}
     return sorted(name for name in set(identities) if plain(name) in people or names.get(name) in people)
 

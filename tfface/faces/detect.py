@@ -86,6 +86,16 @@ def _check_photo(position: int, image: np.ndarray) -> None:
         raise UserError(f"{what} has no pixels, its shape is {image.shape}; {expected}: leave it out")
 
 
+def check_min_face_size(pixels: float) -> None:
+    """As every detector checks its option.
+
+    Raises:
+        UserError: the least side of a face is no length.
+    """
+    if not 0 <= pixels < np.inf:
+        raise UserError(f"min_face_size is a length in pixels, at least 0, received {pixels}")
+
+
 def _on_tensorflow(name):
     import keras
 

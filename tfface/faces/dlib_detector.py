@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import expit
 
 from tfface.errors import UserError
-from tfface.faces.detect import Detector, Faces
+from tfface.faces.detect import Detector, Faces, check_min_face_size
 
 PREDICTORS = {"five-point": "dlib_five_point", "68-point": "dlib_68_point"}
 """Predictors that `tfface.weights` fetches: dlib's five points (CC0), its 68 points (no commercial use)."""
@@ -51,6 +51,7 @@ class DlibHOG(Detector):
             raise UserError(f"a score threshold lies between 0 and 1, received {score_threshold}")
         if upsample not in range(5):
             raise UserError(f"upsample must be 0 to 4 doublings, received {upsample}")
+        check_min_face_size(min_face_size)
         self.upsample = upsample
         self.min_face_size = min_face_size
         # dlib decides at 0 on a scale without bounds; the logistic function brings it to [0, 1].

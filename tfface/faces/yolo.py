@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from tfface.errors import UserError
-from tfface.faces.detect import Detector, Faces
+from tfface.faces.detect import Detector, Faces, check_min_face_size
 
 STRIDE = 32
 """Pixels of the input a cell stands for: an input's sides are multiples of it."""
@@ -91,7 +91,7 @@ class TinyYOLO(Detector):
     def __init__(self, input_size: int = 416, score_threshold: float = 0.5, min_face_size: float = 0):
         import tensorflow as tf
 
-        _check_options(input_size, score_threshold)
+        _check_options(input_size, score_threshold, min_face_size)
         self.input_size = input_size
         self.min_face_size = min_face_size
         network = tiny_yolo_network()
@@ -150,7 +150,7 @@ class OnnxYOLO(Detector):
         score_threshold: float = 0.5,
         min_face_size: float = 0,
     ):
-        _check_options(input_size, score_threshold)
+        _check_options(input_size, score_threshold, min_face_size)
         try:
             import onnxruntime
         except ImportError as error:
@@ -251,7 +251,8 @@ def _large(faces: Faces, least: float) -> Faces:
     return faces.select((faces.boxes[:, 2:] - faces.boxes[:, :2]).max(axis=1, initial=0) >= least)
 
 
-def _check_options(input_size: int, score_threshold: float) -> None:
+def _check_options(input_size: int, score_threshold: float, min_face_size: float) -> None:
+    check_min_face_size(min_face_size)
     if input_size < STRIDE or input_size % STRIDE:
         raise UserError(f"a YOLO input size is a positive multiple of {STRIDE}, received {input_size}")
     if not 0 < score_threshold < 1:

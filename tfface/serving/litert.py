@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,7 +95,10 @@ def load_litert(file: str | Path) -> Callable[[np.ndarray], dict[str, np.ndarray
     Returns:
         A function of images, float32 `(batch, height, width, 3)` in [0, 255], that gives a dict of arrays.
     """
-    interpreter = tf.lite.Interpreter(str(file), num_threads=os.cpu_count())
+    with warnings.catch_warnings():
+        # It says that a later TensorFlow will have moved it to a package of its own; the pinned one has it.
+        warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
+        interpreter = tf.lite.Interpreter(str(file), num_threads=os.cpu_count())
     runner = interpreter.get_signature_runner(SIGNATURE)
     # `interpreter` must live as long as its runner does.
     return lambda images, interpreter=interpreter: runner(images=images)
