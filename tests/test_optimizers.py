@@ -67,6 +67,20 @@ def test_what_was_left_out_of_weight_decay_stays_out():
     np.testing.assert_array_equal(model.get_layer("low").kernel, small_model().get_layer("low").kernel)
 
 
+@pytest.mark.parametrize("optimizer_class", [keras.optimizers.SGD, keras.optimizers.AdamW])
+def test_weight_decay_goes_with_the_rate(optimizer_class):
+    model = small_model()
+    before = model.get_weights()
+    optimizer = discriminative(optimizer_class)(0.1, weight_decay=0.1, factors={"low": 0.01})
+    model.compile(optimizer, lambda truth, said: 0.0 * said)
+    model.fit(np.ones((8, 3)), np.ones((8, 1)), batch_size=8, epochs=2, verbose=0)
+    for shrunk, (was, now) in zip(
+        (0.9999, 0.9999, 0.99, 0.99), zip(before, model.get_weights(), strict=True), strict=True
+    ):
+        np.testing.assert_allclose(now, was * shrunk**2, rtol=1e-5)
+    assert optimizer.weight_decay == 0.1
+
+
 def test_its_variables_are_its_own():
     model = small_model()
     optimizer = DiscriminativeAdam(0.01, factors={"low": 0.0})

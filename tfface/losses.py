@@ -124,10 +124,11 @@ class FocalLoss(keras.losses.Loss):
         alpha: weight of the class that is right, in (0, 1); the others have 1 - alpha.
         gamma: how much what is sure already counts less, >= 0.
 
-    Inputs: `y_true` (one-hot) and `y_pred` (probabilities) of shape `(batch, classes)`.
+    Inputs: `y_true` (one-hot) and `y_pred` (a softmax's: rows sum to 1) of shape `(batch, classes)`, two classes or
+    more.
 
     Raises:
-        ValueError: alpha or gamma out of range, or targets of another shape than the predictions.
+        ValueError: alpha or gamma out of range, one class, or targets of another shape than the predictions.
     """
 
     def __init__(self, alpha=0.25, gamma=2.0, reduction="sum_over_batch_size", name="focal", dtype=None):
@@ -138,8 +139,11 @@ class FocalLoss(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         y_true, y_pred = _alike(y_true, y_pred)
+        if y_pred.shape[-1] == 1:
+            raise ValueError("Predictions must be of two classes or more, one-hot. Received: one column.")
         p = ops.maximum(y_pred, LEAST)  # of 0, powers below 1 have no slope
-        rest = ops.maximum(1 - y_pred, 1e-7)  # float32 knows no number between 1 - 6e-8 and 1
+        # 1 - p as the sum of the others: float32 knows no number between 1 - 6e-8 and 1, but many near 0.
+        rest = ops.maximum(ops.matmul(y_pred, 1 - ops.eye(y_pred.shape[-1])), LEAST)
         right = self.alpha * y_true * rest**self.gamma * ops.log(p)
         others = (1 - self.alpha) * (1 - y_true) * p**self.gamma * ops.log(rest)
         return -ops.sum(right + others, axis=-1)

@@ -13,8 +13,8 @@ def discriminative(optimizer_class: type[keras.optimizers.Optimizer]) -> type[ke
     """Make a subclass of a Keras optimizer that scales the learning rate layer by layer.
 
     The new class takes one more argument, `factors`: layer name -> factor. A name covers a
-    layer, a block or a nested model; what is not named keeps the factor 1, and a factor of 0 freezes. Names of nothing
-    that is trained are told in a warning.
+    layer, a block or a nested model; what is not named keeps the factor 1, and a factor of 0 freezes. Weight decay goes
+    with the learning rate, so with the factor too. Names of nothing that is trained are told in a warning.
 
     Reference: Howard and Ruder, Universal Language Model Fine-tuning for Text Classification (ACL 2018), section 3.2.
 
@@ -44,11 +44,6 @@ def discriminative(optimizer_class: type[keras.optimizers.Optimizer]) -> type[ke
         def factor_of(self, path):
             return next((self.factors[part] for part in path.split("/")[:-1] if part in self.factors), 1.0)
 
-        def exclude_from_weight_decay(self, var_list=None, var_names=None):
-            # Behind a function: Keras takes variables in an attribute for the optimizer's own.
-            self._excluded = lambda: (var_list or (), var_names or ())
-            super().exclude_from_weight_decay(var_list, var_names)
-
         def build(self, variables):
             if not self.built:
                 known = {part for variable in variables for part in variable.path.split("/")[:-1]}
@@ -56,17 +51,30 @@ def discriminative(optimizer_class: type[keras.optimizers.Optimizer]) -> type[ke
                 if unknown:
                     words = f"factors name nothing that is trained: {', '.join(unknown[:5])}"
                     warnings.warn(f"{len(unknown)} of {len(self.factors)} {words}", stacklevel=2)
-                frozen = [variable for variable in variables if not self.factor_of(variable.path)]
-                if frozen:
-                    variables_too, names_too = getattr(self, "_excluded", lambda: ((), ()))()
-                    self.exclude_from_weight_decay([*variables_too, *frozen], names_too)
             super().build(variables)
 
         def update_step(self, gradient, variable, learning_rate):
-            # TensorFlow's trainer hands over the bare tf.Variable, which has no path.
-            factor = self.factor_of(self._trainable_variables[self._get_variable_index(variable)].path)
-            if factor:
+            if factor := self._factor(variable):
                 super().update_step(gradient, variable, learning_rate * factor)
+
+        def _factor(self, variable):
+            # TensorFlow's trainer hands over the bare tf.Variable, which has no path.
+            return self.factor_of(self._trainable_variables[self._get_variable_index(variable)].path)
+
+        def _apply_weight_decay(self, variables):
+            # Keras takes the learning rate times the weight decay off each variable; the factor belongs to the rate.
+            decay = self.weight_decay
+            if decay is None:
+                return
+            alike = {}
+            for variable in variables:
+                alike.setdefault(self._factor(variable), []).append(variable)
+            try:
+                for factor, members in alike.items():
+                    self.weight_decay = decay * factor
+                    super()._apply_weight_decay(members)
+            finally:
+                self.weight_decay = decay
 
         def get_config(self):
             return {**super().get_config(), "factors": self.factors}
@@ -88,7 +96,8 @@ def discriminative_factors(groups: Sequence[Sequence[str]], low: float, high: fl
     Reference: Howard and Gugger, fastai: A Layered API for Deep Learning (Information 2020), section 2.3.
 
     Args:
-        groups: names of layers, blocks or nested models in each group, the group nearest the input first.
+        groups: names of layers, blocks or nested models in each group, the group nearest the input first; one group
+            alone gets `high`.
         low: learning rate of the first group, above 0.
         high: learning rate of the last group, at least `low`.
 
@@ -107,8 +116,10 @@ def discriminative_factors(groups: Sequence[Sequence[str]], low: float, high: fl
     names = [name for group in groups for name in group]
     if not names or len(names) != len(set(names)):
         raise UserError(f"Groups must name layers, each in one group only. Received: {groups}.")
-    steps = max(1, len(groups) - 1)
-    return {name: (low / high) ** ((steps - index) / steps) for index, group in enumerate(groups) for name in group}
+    last = len(groups) - 1
+    return {
+        name: (low / high) ** ((last - index) / max(1, last)) for index, group in enumerate(groups) for name in group
+    }
 
 
 @keras.saving.register_keras_serializable(package="tfface")

@@ -60,6 +60,15 @@ def test_mixup_draws_its_shares_from_beta():
     assert abs(shares.var() - 1 / (4 * (2 * alpha + 1))) < 0.005  # variance of Beta(alpha, alpha)
 
 
+def test_mixup_of_hardly_any_alpha_leaves_images_alone():
+    count = 20_001
+    _, blended = augment.mixup(
+        tf.zeros((count, 1, 1, 1)), {"which": tf.one_hot([0] * 10_000 + [1] * 10_001, 2)}, 0.01, [5, 6]
+    )
+    shares = blended["which"][:10_000, 1].numpy()
+    assert ((shares > 0.25) & (shares < 0.75)).mean() < 0.02  # 0.011 of Beta(0.01, 0.01)
+
+
 def test_noise_is_normal_and_another_for_each_seed():
     grey = tf.fill((64, 64, 3), 128.0)
     first, again, other = (augment.add_noise(grey, 4.0, seed).numpy() - 128 for seed in ([1, 2], [1, 2], [2, 2]))

@@ -20,6 +20,16 @@ def test_a_known_temperature_is_found(temperature):
     assert fit_temperature(softmax(logits * temperature), truth) == pytest.approx(temperature, rel=0.05)
 
 
+@pytest.mark.parametrize("temperature", [10.0, 18.0])
+def test_the_temperature_of_a_very_sure_network_is_found(temperature):
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (20_000, 4)) - 3 * np.eye(4)[rng.integers(4, size=20_000)]
+    truth = np.array([rng.choice(4, p=row) for row in softmax(logits)])
+    said = softmax((logits * temperature).astype("float32"))
+    assert (said < 1e-12).mean() > 0.3
+    assert fit_temperature(said, truth) == pytest.approx(temperature, rel=0.05)
+
+
 def test_a_known_temperature_is_found_from_sums():
     rng = np.random.default_rng(0)
     logits = rng.normal(0, 2, (20_000, 6))

@@ -48,6 +48,34 @@ def test_difference_covers_the_truth_as_often_as_it_says():
     assert 0 < missed / 400 < 0.08
 
 
+def test_few_images_that_all_agree_leave_it_open():
+    # Agresti and Min: of n images, of which b were right with us alone and c with them alone, the mean is
+    # (b - c) / (n + 2), its variance ((b + c + 1) / (n + 2) - mean^2) / (n + 2).
+    told = difference(np.ones((1, 39)), np.ones((1, 39)), share=True)
+    half = stats.t.ppf(0.975, 40) * np.sqrt(1 / 41**2)
+    assert told["value"] == 0
+    assert told["interval"] == pytest.approx([-half, half])
+    told = difference(np.ones((1, 1)), np.zeros((1, 1)), share=True)
+    assert told["value"] == 1
+    assert told["interval"][0] < 0
+    assert told["interval"][1] == 1
+    assert difference(np.array([[3.0]]), np.array([[5.0]])) == {"value": -2.0, "interval": None}
+    assert verdict({"difference": {"interval": None}}, "high") == "not told apart"
+
+
+@pytest.mark.parametrize("images", [30, 100])
+def test_intervals_of_few_images_cover_the_truth(images):
+    """4 % of the images are right with us alone, 1.5 % with them alone."""
+    random, held = np.random.default_rng(0), 0
+    for _ in range(400):
+        which = random.choice(3, images, p=[0.04, 0.015, 0.945])
+        low, high = difference((which != 1).astype(float)[None], (which != 0).astype(float)[None], share=True)[
+            "interval"
+        ]
+        held += low <= 0.025 <= high
+    assert held / 400 > 0.94
+
+
 def test_verdict_knows_which_end_is_better():
     above, around = ({"difference": {"interval": interval}} for interval in ([0.1, 0.3], [-0.1, 0.3]))
     assert (verdict(above, "high"), verdict(above, "low")) == ("better", "worse")

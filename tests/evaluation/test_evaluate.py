@@ -205,3 +205,13 @@ def test_bad_predictions_are_refused(changes, message):
 def test_empty_split_is_the_users_to_mend():
     with pytest.raises(UserError, match="nothing to evaluate"):
         Predictions(np.array([], dtype=str), {"gender": np.array([], int)}, {"gender": np.zeros((0, 2))}, {})
+
+
+def test_a_label_that_is_not_known_is_no_class():
+    from tfface import tasks
+    from tfface.evaluation.predictions import to_predictions
+
+    task = tasks.classification("race", ("A", "B", "C"))
+    truth = {"key": np.array(["a", "b"]), "race": np.array([0, -1])}
+    with pytest.raises(UserError, match="The race of 1 of 2 images is known"):
+        to_predictions((task,), {"race": np.eye(3)[[0, 1]]}, truth, {"race": task.classes})

@@ -26,6 +26,12 @@ def test_best_threshold_by_hand(similarity, same, threshold):
     assert best_threshold(np.array(similarity), np.array(same)) == pytest.approx(threshold)
 
 
+def test_thresholds_of_half_precision_lie_between_the_values():
+    similarity = np.array([0.5, 0.5004883, 0.9], np.float16)  # neighbours in float16
+    threshold = best_threshold(similarity, np.array([0, 1, 1]))
+    assert (similarity.astype("float64") >= threshold).tolist() == [False, True, True]
+
+
 def test_folds_use_the_threshold_of_the_others():
     # Fold 1's pairs lie 0.5 higher than those of folds 0 and 2: at their threshold of 0.5 all of them look the same.
     similarity = np.array([0.2, 0.8, 0.7, 1.3, 0.2, 0.8])

@@ -145,6 +145,7 @@ def test_grey_mean_centred_in_the_unit_interval():
         (lambda: align.eye_matrix((5, 5), (5, 5)), "differ"),
         (lambda: align.five_point_matrix(np.full((5, 2), np.nan)), "finite"),
         (lambda: align.five_point_matrix(UPRIGHT, (100, 50)), "112x96"),
+        (lambda: align.similarity([(0, 1), (0, -1), (1, 0), (-1, 0)], [(0, 1), (0, -1), (-1, 0), (1, 0)]), "near"),
         (lambda: align.five_point_matrix(np.zeros((68, 2))), r"\(68, 2\)"),
         (lambda: align.margin_matrix((10, 10, 10, 20)), "x0 < x1"),
         (lambda: align.margin_matrix((0, np.nan, 10, 20)), "finite"),

@@ -134,6 +134,17 @@ def test_taylor_rates_frozen_layers_as_the_others(network, groups):
     assert trained == 6  # kernels and biases of the other three
 
 
+@pytest.mark.parametrize("loss", ["mse", keras.losses.MeanSquaredError()])
+def test_taylor_counts_examples_as_fit_does(network, groups, loss):
+    def rated(weights):
+        return pruning.importance(network, groups, "taylor", data=[(DATA, TARGETS, weights)], loss=loss)["inner"]
+
+    few = np.arange(len(DATA)) < 8
+    half = pruning.importance(network, groups, "taylor", data=[(DATA[few], TARGETS[few])], loss=loss)["inner"]
+    np.testing.assert_allclose(rated(few.astype("float32")), half * few.mean(), rtol=1e-4)
+    assert np.abs(rated(np.ones(len(DATA), "float32")) - half).max() > 1e-3
+
+
 def test_taylor_wants_data(network, groups):
     with pytest.raises(UserError, match="needs data and a loss"):
         pruning.importance(network, groups, "taylor")

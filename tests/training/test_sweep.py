@@ -115,7 +115,7 @@ def trained(monkeypatch):
         (folder / "metrics.jsonl").write_text(json.dumps({"epoch": 0, "seconds": 1.5}) + "\n")
         (folder / "done.json").write_text(json.dumps({"best_epoch": 0}))
 
-    def predict_split(run, split, data_dir, bfloat16):
+    def predict_split(run, split, data, data_dir, bfloat16):
         assert split == "validation"
         doubt = recipes[run.folder.name].learning_rate
         gender, age = np.array([0, 1] * 20), np.arange(40)

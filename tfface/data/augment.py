@@ -128,8 +128,9 @@ def mixup(images, targets, alpha: float, seed):
         `(images, targets)`, of the same shapes.
     """
     draws = tf.random.stateless_gamma((2, tf.shape(images)[0]), seed, tf.constant(alpha, tf.float32))
-    # Of very small alphas both draws may round to 0: then the image stays what it is.
-    shares = tf.math.divide_no_nan(draws[1], draws[0] + draws[1])
+    # Of very small alphas both draws may round to the least number there is: then the image stays what it is.
+    both = tf.where(draws[0] + draws[1] > 4 * np.finfo("float32").tiny, draws[0] + draws[1], 0.0)
+    shares = tf.math.divide_no_nan(draws[1], both)
 
     # XLA goes over the pixels of a batch once, where TensorFlow's operations do four times.
     return _blend_in_one_pass(images, shares), {name: _blend(values, shares) for name, values in targets.items()}

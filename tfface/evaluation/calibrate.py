@@ -5,6 +5,7 @@ Reference: Guo et al., On Calibration of Modern Neural Networks (ICML 2017), sec
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def fit_temperature(probabilities: np.ndarray, truth: np.ndarray, groups: Sequen
     probabilities = np.asarray(probabilities, "float64")
     if not len(probabilities) or not np.isfinite(probabilities).all():
         raise ValueError(f"Probabilities must be finite, one row or more. Received: shape {probabilities.shape}")
-    logits = np.log(np.clip(probabilities, 1e-12, 1.0))
+    logits = np.log(np.clip(probabilities, np.finfo("float32").tiny, 1.0))
     right = np.asarray(range(probabilities.shape[1]) if groups is None else groups) == np.asarray(truth)[:, None]
 
     if not right.any(axis=1).all():
@@ -48,7 +49,7 @@ def fit_temperature(probabilities: np.ndarray, truth: np.ndarray, groups: Sequen
         scaled = np.exp(scaled - scaled.max(axis=1, keepdims=True))
         return float(np.mean(np.log(scaled.sum(axis=1)) - np.log((scaled * right).sum(axis=1) + 1e-300)))
 
-    return float(np.exp(minimize_scalar(surprise, bounds=(-3.0, 3.0), method="bounded").x))
+    return float(np.exp(minimize_scalar(surprise, bounds=(-math.log(20), math.log(20)), method="bounded").x))
 
 
 def calibrate(folder: str | Path, data_dir: str | Path | None = None, bfloat16: bool = False) -> dict[str, float]:

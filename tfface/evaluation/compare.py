@@ -98,28 +98,41 @@ def _same_images(folder, key, other_folder, other_key) -> None:
         )
 
 
-def difference(ours: np.ndarray, base: np.ndarray) -> dict:
+def difference(ours: np.ndarray, base: np.ndarray, share: bool = False) -> dict:
     """The mean of our scores minus that of others, with a 95 % interval by Student's t (Welch and Satterthwaite).
 
     Its variance is that of the images' mean differences plus that of either side's seeds, where it has more than one.
     The seeds' variance holds a little of the images' too, which errs on the careful side.
 
+    Of shares of right answers the interval is that of two images more, half an image in each cell of the table of who
+    was right: of few images, or where both were right on nearly all, it would be far too narrow otherwise. Agresti and
+    Min, Simple improved confidence intervals for comparing matched proportions (Statistics in Medicine 24, 2005).
+
     Args:
         ours: (seeds, n) scores.
         base: (other seeds, n) scores on the same images.
+        share: whether the scores are 1 for a right answer and 0 for a wrong one.
 
     Returns:
-        `value` and `interval` [low, high].
+        `value` and `interval` [low, high]; None of a single image's other score.
     """
     each = ours.mean(axis=0) - base.mean(axis=0)
-    parts = [(each.var(ddof=1) / len(each), len(each) - 1)] if len(each) > 1 else []
+    value = centre = float(each.mean())
+    if share:
+        count = len(each) + 2
+        centre = each.sum() / count
+        parts = [((((each**2).sum() + 1) / count - centre**2) / count, count - 1)]
+    elif len(each) > 1:
+        parts = [(each.var(ddof=1) / len(each), len(each) - 1)]
+    else:
+        return {"value": value, "interval": None}
     parts += [(side.mean(axis=1).var(ddof=1) / len(side), len(side) - 1) for side in (ours, base) if len(side) > 1]
     variance, half = sum(part for part, _ in parts), 0.0
     if variance > 0:
         freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)
         half = stats.t.ppf(0.975, freedom) * variance**0.5
-    value = float(each.mean())
-    return {"value": value, "interval": [value - float(half), value + float(half)]}
+    low, high = float(centre - half), float(centre + half)
+    return {"value": value, "interval": [max(low, -1.0), min(high, 1.0)] if share else [low, high]}
 
 
 def compare(folders: Sequence[str | Path], split: str = "test", common: bool = False) -> dict:
@@ -188,7 +201,9 @@ def _rows(every: Sequence[Scores], figure: str) -> list[dict]:
         spread = float(values.std(ddof=1)) if len(values) > 1 else None
         row = {"seeds": values.tolist(), "value": float(values.mean()), "spread": spread}
         if one is not every[0]:
-            row["difference"] = difference(one.figures[figure], every[0].figures[figure])
+            row["difference"] = difference(
+                one.figures[figure], every[0].figures[figure], share=figure.endswith("accuracy")
+            )
         rows.append(row)
     return rows
 
@@ -209,7 +224,7 @@ def verdict(row: dict, better: str) -> str:
     """What a row's interval says: "better", "worse", or "not told apart"."""
     if "difference" not in row:
         return ""
-    low, high = row["difference"]["interval"]
+    low, high = row["difference"]["interval"] or (0, 0)
     if low <= 0 <= high:
         return "not told apart"
     return "better" if (low > 0) == (better == "high") else "worse"
@@ -238,8 +253,9 @@ def _difference(row: dict, better: str) -> str:
     if "difference" not in row:
         return ""
     digits = 3 if better == "high" else 2
-    told, low, high = (f"{end:+.{digits}f}" for end in (row["difference"]["value"], *row["difference"]["interval"]))
-    return f"{told} ({low} to {high})"
+    ends = (row["difference"]["value"], *(row["difference"]["interval"] or ()))
+    told, *interval = (f"{end:+.{digits}f}" for end in ends)
+    return f"{told} ({' to '.join(interval) or 'one image'})"
 
 
 def _groups(about: dict) -> Table:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tfface import labels
 from tfface.data import pipeline
+from tfface.errors import UserError
 from tfface.evaluation.evaluate import Predictions
 from tfface.recipes.recipe import Recipe
 from tfface.tasks import Task, bins_of, years_of
@@ -57,7 +58,7 @@ def predict_with(
         The predictions with the truth. An age head of any kind gives years and the nine bins of the ARG poster.
 
     Raises:
-        UserError: no such data set or split.
+        UserError: no such data set or split, or joined ones of which one lacks a label.
     """
     builder = pipeline.open_dataset(data or recipe.data, data_dir)
     recipe = recipe.adapted(pipeline.class_names(builder))
@@ -79,7 +80,16 @@ def to_predictions(
         outputs: task -> `(n, width)`.
         truth: label -> `(n,)`, and "key" -> `(n,)` names.
         classes: label -> class names, for every label that has them; what no task learns forms groups of people.
+
+    Raises:
+        UserError: a label that is not known, -1, as in joined data sets.
     """
+    for task in tasks:
+        if task.is_attribute and (truth[task.label] < 0).any():
+            known, n = (truth[task.label] >= 0).sum(), len(truth["key"])
+            raise UserError(
+                f"The {task.label} of {known} of {n} images is known: predict on each of joined data sets alone."
+            )
     classes = {name: names for name, names in classes.items() if name in truth}
     known = {name: truth[name] for name in (*classes, "age") if name in truth}
     probabilities, ordered = {}, [name for name in classes if name == "age_group"]

@@ -52,6 +52,7 @@ def best_threshold(similarity: np.ndarray, same: np.ndarray) -> float:
         similarity: `(pairs,)`, finite.
         same: `(pairs,)` bool.
     """
+    similarity = np.asarray(similarity, "float64")  # in half precision what lies halfway would be rounded away
     if not np.isfinite(similarity).all():
         raise ValueError("Similarities must be finite. Received some that are not.")
     order = np.argsort(similarity, kind="stable")
@@ -85,7 +86,7 @@ def verify_folds(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> 
     Raises:
         ValueError: one fold, or pairs of one kind only.
     """
-    similarity, same, fold = np.asarray(similarity), np.asarray(same, bool), np.asarray(fold)
+    similarity, same, fold = np.asarray(similarity, "float64"), np.asarray(same, bool), np.asarray(fold)
     numbers = np.unique(fold)
     if len(numbers) < 2:
         raise ValueError(f"`fold` must name at least two folds. Received: {numbers}")

@@ -131,7 +131,7 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
         Matrix (2, 3), float64, from source to target.
 
     Raises:
-        UserError: the source points coincide, or points are not finite.
+        UserError: the source points coincide, points are not finite, or the best fit is a single point.
     """
     z, w = (np.asarray(points, np.float64) @ (1, 1j) for points in (source, target))
     centred = z - z.mean()
@@ -139,6 +139,8 @@ def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:
     if not (np.isfinite(spread) and spread > 0 and np.isfinite(w).all()):
         raise UserError(f"landmarks must be finite and differ from one another, received {np.asarray(source).tolist()}")
     a = np.vdot(centred, w - w.mean()) / spread
+    if abs(a) ** 2 * spread <= 1e-18 * np.vdot(w - w.mean(), w - w.mean()).real:
+        raise UserError(f"no similarity brings these points near their targets, received {np.asarray(source).tolist()}")
     b = w.mean() - a * z.mean()
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 

@@ -77,7 +77,10 @@ def frontality(landmarks: np.ndarray) -> float:
         landmarks: (5, 2), pixels.
 
     Returns:
-        In (0, 1]; 0 for landmarks that no face in front of the camera has.
+        In (0, 1].
+
+    Raises:
+        UserError: landmarks that no face in front of the camera has.
     """
     turn = Head.from_landmarks(landmarks).turn
     return float(1 / (1 + turn @ turn))

@@ -48,7 +48,8 @@ def importance(
         model: the model that the groups are of.
         groups: what `channel_groups` found.
         method: one of the above.
-        data: for "taylor", an iterable of batches `(inputs, targets)`.
+        data: for "taylor", an iterable of batches `(inputs, targets)` or `(inputs, targets, weights)`, as `fit` takes
+            them.
         loss: for "taylor", the name of a Keras loss or a function of (targets, outputs); for a model with named
             outputs a dict of them, whose sum is taken.
         seed: seed of "random".
@@ -254,8 +255,9 @@ def _taylor(model, groups, layers, data, loss):
             variables[member.layer, member.variable] = attrgetter(member.variable)(layers[member.layer])
     totals = {group.name: np.zeros(group.width) for group in groups}
     batches = 0
-    for inputs, targets, *_ in data:
-        gradients = _gradients(model, list(variables.values()), _total_loss(loss), inputs, targets)
+    for inputs, targets, *weights in data:
+        total = _total_loss(loss, *weights)
+        gradients = _gradients(model, list(variables.values()), total, inputs, targets)
         moves = {
             name: ops.convert_to_numpy(variable.value).astype("float64") * gradient
             for (name, variable), gradient in zip(variables.items(), gradients, strict=True)
@@ -273,12 +275,26 @@ def _taylor(model, groups, layers, data, loss):
     return {name: total / batches for name, total in totals.items()}
 
 
-def _total_loss(loss):
+def _total_loss(loss, weights=None):
+    """The loss of a batch, a function of (targets, outputs), with the weights of its examples as `fit` counts them."""
     if isinstance(loss, Mapping):
-        parts = {name: keras.losses.get(each) for name, each in loss.items()}
-        return lambda targets, outputs: sum(ops.mean(part(targets[n], outputs[n])) for n, part in parts.items())
+        of = weights if isinstance(weights, Mapping) else dict.fromkeys(loss, weights)
+        parts = {name: _total_loss(each, of.get(name)) for name, each in loss.items()}
+        return lambda targets, outputs: sum(part(targets[n], outputs[n]) for n, part in parts.items())
     function = keras.losses.get(loss)
-    return lambda targets, outputs: ops.mean(function(targets, outputs))
+    if isinstance(function, keras.losses.Loss):
+        return lambda targets, outputs: ops.mean(function(targets, outputs, sample_weight=weights))
+
+    def mean(targets, outputs):
+        values = function(targets, outputs)
+        if weights is not None:
+            own = ops.cast(weights, values.dtype)
+            for _ in range(len(values.shape) - len(own.shape)):
+                own = ops.expand_dims(own, -1)
+            values = values * own
+        return ops.mean(values)
+
+    return mean
 
 
 def _gradients(model, variables, loss, inputs, targets):

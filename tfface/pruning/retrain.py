@@ -56,7 +56,7 @@ class Retraining:
     def taylor(self) -> dict:
         """What the importance "taylor" asks for: batches of the training split, and the losses."""
         smoothing = self.recipe.label_smoothing
-        losses = {task.name: loss_of(task, smoothing) for task in self.recipe.tasks()}
+        losses = {task.name: _weighted(loss_of(task, smoothing), task.weight) for task in self.recipe.tasks()}
         return {"data": self._batches().take(TAYLOR_BATCHES), "loss": losses}
 
     def loss(self) -> Callable[[keras.Model], float]:
@@ -100,15 +100,21 @@ class Retraining:
     def figures(self, model: keras.Model, split: str = "test") -> dict[str, float]:
         """Accuracy of each task on a split, and the mean error of ages in years, over the recipe's test views.
 
+        Of joined data sets the figures of each, by its name.
+
         Of an embedding the accuracy on the recipe's pairs, by LFW's protocol; those that are not prepared are named in
         a warning.
         """
         figures = {}
         if any(task.is_attribute for task in self.recipe.tasks()):
-            measured = evaluate(predict_with(self.recipe, model, split, data_dir=self.data_dir))
-            figures |= {f"{task} accuracy": row["accuracy"]["value"] for task, row in measured["tasks"].items()}
-            if "age" in measured:
-                figures["age error, years"] = measured["age"]["mae"]["value"]
+            names = self.recipe.data.split("+")
+            for data in names:
+                measured = evaluate(predict_with(self.recipe, model, split, data, self.data_dir))
+                of = f"{data} " if len(names) > 1 else ""
+                tasks = measured["tasks"].items()
+                figures |= {f"{of}{task} accuracy": row["accuracy"]["value"] for task, row in tasks}
+                if "age" in measured:
+                    figures[f"{of}age error, years"] = measured["age"]["mae"]["value"]
         if self.recipe.pairs:
             embedder = self._embedder(model)
         for data in self.recipe.pairs:
@@ -126,3 +132,8 @@ class Retraining:
         network = keras.Model(model.input, model.get_layer(EMBEDDING).output)
         crop = alignment_of(self.builder.info.full_name)
         return Embedder(self.recipe.name, network, tuple(self.recipe.image_size), crop)
+
+
+def _weighted(loss: keras.losses.Loss, weight: float) -> Callable:
+    """The loss of each example, by the weight of its task."""
+    return lambda targets, outputs: weight * loss.call(targets, outputs)

@@ -95,11 +95,18 @@ def sweep(
             trial.set_user_attr("failure", str(error))
             value = None
         else:
-            predictions = predict_split(run, "validation", data_dir=data_dir, bfloat16=bfloat16)
-            trial.set_user_attr("figures", figures_of(predictions))
+            # Of joined data sets one by one: each has labels that the others lack.
+            names = recipe.data.split("+")
+            each = {name: predict_split(run, "validation", name, data_dir, bfloat16) for name in names}
+            figures = {
+                f"{data} {name}" if len(each) > 1 else name: value
+                for data, predictions in each.items()
+                for name, value in figures_of(predictions).items()
+            }
+            trial.set_user_attr("figures", figures)
             trial.set_user_attr("best_epoch", files.read_json(run.done_file, "The end of the trial")["best_epoch"])
             trial.set_user_attr("seconds", round(sum(row["seconds"] for row in run.history()), 1))
-            value = score(predictions)
+            value = float(np.mean([score(predictions) for predictions in each.values()]))
         run.state_file.unlink(missing_ok=True)
         shutil.rmtree(run.folder / "events", ignore_errors=True)
         study.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
@@ -129,7 +136,8 @@ def score(predictions: Predictions) -> float:
     weigh the same. Losses cannot serve: those of differently weighted or encoded tasks do not compare.
 
     Args:
-        predictions: of the validation split; both constants are taken from its truth.
+        predictions: of the validation split; both constants are taken from its truth. Of joined data sets
+            each has its own score, and their mean counts.
 
     Returns:
         0 for a model that has learnt nothing, 1 for one that is always right, below 0 for one that constants beat.
