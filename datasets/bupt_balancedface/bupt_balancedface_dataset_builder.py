@@ -31,6 +31,9 @@ PER_RACE = {"set1_train": 11_400, "set1_validation": 600, "train": 9_500, "valid
 """Images of each race in each split. Set I has 12,000, set II 10,000 to train and 2,000 to test, as published; 5 % of
 what is trained on is for choosing models, which the paper leaves open."""
 
+SUFFIXES = (".jpg", ".jpeg", ".png")
+"""Of photos, in any case."""
+
 RESERVE = 0.01
 """So many more images than needed are drawn, in case that some cannot be used."""
 
@@ -48,14 +51,15 @@ class BUPTConfig(aligned.AlignableConfig):
     seed: int = 0
 
 
-def find_faces(manual_dir: Path) -> tuple[Path, dict[str, dict[str, list[str]]]]:
+def find_faces(manual_dir: Path) -> tuple[Path, dict[str, dict[str, list[str]]], list[str]]:
     """Finds the images.
 
     Args:
         manual_dir: what the user named: the folder of the race folders, or one above it.
 
     Returns:
-        The folder of the race folders, and race -> identity -> names of its .jpg files, sorted.
+        The folder of the race folders; race -> identity -> names of its photos, sorted; and the names of all other
+        files: beside the folders of races or people, deeper than those, or no photos.
 
     Raises:
         UserError: a race is missing, or has no images in folders of identities.
@@ -67,17 +71,24 @@ def find_faces(manual_dir: Path) -> tuple[Path, dict[str, dict[str, list[str]]]]
             f"no BUPT-Balancedface in {root}: expected the folders {', '.join(RACES)}, lacking {', '.join(missing)}, "
             f"found {found}; give the folder race_per_7000 or one above it as manual_dir"
         )
-    faces = {}
+    faces, others = {}, originals.files_below(root, "*")
     for race in tqdm(RACES, desc="Listing photos", unit=" races", leave=False):
         identities = sorted(path for path in (root / race).iterdir() if path.is_dir())
-        files = {path.name: sorted(file.name for file in path.glob("*.jpg")) for path in identities}
-        faces[race] = {identity: names for identity, names in files.items() if names}
+        others += originals.files_below(root / race, "*")
+        files = defaultdict(list)
+        for path in identities:
+            for file in originals.files_below(path):
+                if file.parent == path and file.suffix.lower() in SUFFIXES:
+                    files[path.name].append(file.name)
+                else:
+                    others.append(file)
+        faces[race] = dict(files)
         if not faces[race]:
             raise UserError(
-                f"{root / race} has no images: expected a folder for each person with .jpg files in it; unpack "
-                "BUPT-Balancedface again"
+                f"{root / race} has no images: expected a folder for each person with {', '.join(SUFFIXES)} files "
+                "in it; unpack BUPT-Balancedface again"
             )
-    return root, faces
+    return root, faces, [file.relative_to(root).as_posix() for file in others]
 
 
 def divide(units: Mapping[str, int], seed: int) -> dict[str, str]:
@@ -183,7 +194,7 @@ class Builder(aligned.AlignableBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        root, faces = find_faces(originals.manual_folder(dl_manager))
+        root, faces, others = find_faces(originals.manual_folder(dl_manager))
         config = self.builder_config
         photos = defaultdict(list)
         for race, identities in faces.items():
@@ -192,6 +203,7 @@ class Builder(aligned.AlignableBuilder):
         order = ("test", "validation", "train", "set1_validation", "set1_train")  # of two copies the first is kept
         images, left_out = originals.distinct(photo for split in order for photo in photos[split])
         splits = draw(images, {photo.name: split for split, some in photos.items() for photo in some})
+        left_out["other_files"] = others
         originals.log_left_out(self.info.full_name, sum(map(len, splits.values())), left_out)
         if empty := [split for split, members in splits.items() if not members]:
             raise UserError(

@@ -4,6 +4,7 @@ import itertools
 import shutil
 from collections import Counter, defaultdict
 
+import cv2
 import pytest
 import tensorflow_datasets as tfds
 
@@ -95,6 +96,7 @@ def test_race_and_identity_are_the_folders(tmp_path):
         "undecodable": ["Caucasian/m.c02/000002.jpg"],
         "copies": [["Asian/m.a03/000002.jpg", "Asian/m.a00/000000.jpg"]],
         "conflicting": [["African/m.a01/000001.jpg", "Indian/m.i05/000002.jpg"]],
+        "other_files": [],
     }
     assert not found.keys() & {"Asian/m.a00/000000.jpg", "African/m.a01/000001.jpg", "Indian/m.i05/000002.jpg"}
 
@@ -115,7 +117,37 @@ def test_other_files_change_nothing_but_their_own_place(tmp_path):
     (root / "notes.txt").touch()
     (root / "African" / "list.txt").touch()
     (root / "African" / "m.empty").mkdir()
-    assert rows(build(root, tmp_path / "after", "by_image")) == before
+    shutil.copytree(root / "Asian" / "m.a01", root / "Asian" / "m.a01" / "deeper" / "still")
+    for file in (root / "Asian" / "m.a01" / "deeper" / "still").iterdir():
+        if file.name != "000000.jpg":
+            file.unlink()
+    shutil.copy(root / "Asian" / "m.a01" / "000000.jpg", root / "Asian" / "stray.jpg")
+    shutil.copy(root / "Asian" / "m.a01" / "000000.jpg", root / "Asian" / "m.a01" / "._000000.jpg")
+    (root / "Indian" / "m.i01" / "000000.gif").touch()
+    after = build(root, tmp_path / "after", "by_image")
+    assert rows(after) == before
+    assert after.info.metadata["left_out"]["other_files"] == [
+        "notes.txt",
+        "African/list.txt",
+        "Asian/stray.jpg",
+        "Asian/m.a01/deeper/still/000000.jpg",
+        "Indian/m.i01/000000.gif",
+    ]
+
+
+def test_photos_are_read_whatever_their_suffix(tmp_path):
+    root = shutil.copytree(DUMMY / "race_per_7000", tmp_path / "again")
+    suffixes = (".jpeg", ".JPG", ".png", ".PNG", ".jpg")
+    files = sorted(root.glob("*/*/*.jpg"))
+    for file, suffix in zip(files, itertools.cycle(suffixes), strict=False):
+        image = cv2.imread(str(file))
+        file = file.rename(file.with_suffix(suffix))
+        if suffix.lower() == ".png" and image is not None:
+            cv2.imwrite(str(file), image)
+    _, faces, others = bupt.find_faces(root)
+    assert sum(len(names) for identities in faces.values() for names in identities.values()) == len(files)
+    assert not others
+    assert {f".{key.rpartition('.')[2]}" for key in rows(build(root, tmp_path / "data", "by_image"))} == set(suffixes)
 
 
 def test_wrong_folders_are_one_clear_line(tmp_path):
@@ -131,7 +163,7 @@ def test_wrong_folders_are_one_clear_line(tmp_path):
     for race in bupt.RACES:
         fails(rf"no BUPT-Balancedface in .*lacking .*{race}|does not exist")
         (root / race).mkdir()
-    fails(r"African has no images: expected a folder for each person with \.jpg files in it")
+    fails(r"African has no images: expected a folder for each person with \.jpg, \.jpeg, \.png files in it")
     for race in bupt.RACES:
         shutil.copytree(DUMMY / "race_per_7000" / race / f"m.{race[0].lower()}04", root / race / "m.0")
     fails(r"expected some of each race for each split \(11,400 set1_train.*Indian 2 images of 1 people; unpack")

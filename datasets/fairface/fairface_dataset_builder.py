@@ -70,17 +70,19 @@ class Row(NamedTuple):
     service_test: bool
 
 
-def read_labels(path: Path) -> dict[str, Row]:
+def read_labels(path: Path, part: str) -> dict[str, Row]:
     """Reads a label file.
 
     Args:
         path: CSV file with the columns file, age, gender, race and service_test.
+        part: 'train' or 'val', the folder of all its files.
 
     Returns:
         File as it is named there ('val/1.jpg') -> its row.
 
     Raises:
-        UserError: the file is not of that form, or holds a label that FairFace does not have.
+        UserError: the file is not of that form, or holds a label that FairFace does not have, or a file of the other
+            part.
     """
     tables = {
         "age": AGE_GROUPS,
@@ -107,6 +109,12 @@ def read_labels(path: Path) -> dict[str, Row]:
                         f"{path}, line {reader.line_num}: {column} is {cells[column]!r}, expected one of "
                         f"{', '.join(table)}; get the original file"
                     )
+            if not (cells["file"] or "").startswith(f"{part}/"):
+                raise UserError(
+                    f"{path}, line {reader.line_num}: file is {cells['file']!r}, expected {part}/NAME.jpg: rows of "
+                    "train/ stand in fairface_label_train.csv, those of val/ in fairface_label_val.csv, with nothing "
+                    "before the folder; mend the row, or get the original file"
+                )
             if cells["file"] in rows:
                 raise UserError(f"{path}, line {reader.line_num}: {cells['file']} is listed twice; keep one row")
             rows[cells["file"]] = Row(*(table[cells[column]] for column, table in tables.items()))
@@ -206,7 +214,7 @@ class Builder(aligned.AlignableBuilder):
         root, folder = find_folders(originals.manual_folder(dl_manager), self.builder_config.archive)
         rows, files = {}, set()
         for part in PARTS:
-            rows |= read_labels(label_file(root, part))
+            rows |= read_labels(label_file(root, part), part)
             files |= {f"{part}/{path.name}" for path in (folder / part).glob("*") if path.suffix.lower() == ".jpg"}
         photos = [originals.Photo(name, folder / name, row[:3]) for name, row in rows.items() if name in files]
         self._check_size(photos, folder)
@@ -222,9 +230,15 @@ class Builder(aligned.AlignableBuilder):
         for digest, photo in images.items():
             splits[split_of(photo.name, digest)][digest] = photo
         if empty := [split for split, photos in splits.items() if not photos]:
+            lacking = tuple({"val/" if split == "test" else "train/" for split in empty})
+            row, file = (
+                next((name for name in left_out[reason] if name.startswith(lacking)), "none")
+                for reason in ("row_without_a_file", "file_without_a_row")
+            )
             raise UserError(
                 f"too few photos in {folder}: expected some for each split, found {len(images)} that have a row and "
-                f"can be decoded, none for {' and '.join(empty)}; unpack all of FairFace again"
+                f"can be decoded, none for {' and '.join(empty)} (the first row without a file: {row}, the first file "
+                f"without a row: {file}); unpack all of FairFace again, or name the files as the rows do"
             )
         return self.aligned({split: self._generate_examples(photos, rows) for split, photos in splits.items()})
 

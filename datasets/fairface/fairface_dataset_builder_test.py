@@ -54,7 +54,7 @@ def examples(builder):
 def test_mangled_ages_are_read(tmp_path, text, age_group):
     path = tmp_path / "labels.csv"
     path.write_text(f"{HEADER}train/1.jpg,{text},Female,Middle Eastern,TRUE\n")
-    assert fairface.read_labels(path) == {"train/1.jpg": (labels.FAIRFACE_AGES.index(age_group), 1, 6, True)}
+    assert fairface.read_labels(path, "train") == {"train/1.jpg": (labels.FAIRFACE_AGES.index(age_group), 1, 6, True)}
 
 
 def test_every_spelling_is_tested():
@@ -65,7 +65,7 @@ def test_every_spelling_is_tested():
 def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_bytes(b"\xef\xbb\xbf" + f"{HEADER}val/1.jpg,0-2,Male,White,FALSE\n".replace("\n", "\r\n").encode())
-    assert fairface.read_labels(path) == {"val/1.jpg": (0, 0, 0, False)}
+    assert fairface.read_labels(path, "val") == {"val/1.jpg": (0, 0, 0, False)}
 
 
 @pytest.mark.parametrize(
@@ -76,13 +76,21 @@ def test_a_byte_order_mark_and_windows_lines_are_read(tmp_path):
         (f"{HEADER}train/1.jpg,0-2,Male,Latino,TRUE\n", r"line 2: race is 'Latino', expected one of White, Black"),
         (f"{HEADER}train/1.jpg,0-2,Male\n", r"line 2: race is None"),
         (f"{HEADER}" + 2 * "train/1.jpg,0-2,Male,White,TRUE\n", r"line 3: train/1.jpg is listed twice"),
+        (
+            f"{HEADER}val/1.jpg,0-2,Male,White,TRUE\n",
+            r"line 2: file is 'val/1.jpg', expected train/NAME.jpg: rows",
+        ),
+        (
+            f"{HEADER}./train/1.jpg,0-2,Male,White,TRUE\n",
+            r"file is './train/1.jpg', expected train/.*before the",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_never_guessed(tmp_path, text, message):
     path = tmp_path / "labels.csv"
     path.write_text(text)
     with pytest.raises(UserError, match=message) as error:
-        fairface.read_labels(path)
+        fairface.read_labels(path, "train")
     assert "\n" not in str(error.value)
 
 
@@ -90,7 +98,26 @@ def test_another_encoding_is_one_clear_line(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_text(HEADER, encoding="utf-16")
     with pytest.raises(UserError, match="is not UTF-8"):
-        fairface.read_labels(path)
+        fairface.read_labels(path, "train")
+
+
+def test_rows_of_the_other_part_are_refused(tmp_path):
+    root = shutil.copytree(DUMMY / "fairface", tmp_path / "fairface")
+    for part, other in (("train", "val"), ("val", "train")):
+        path = root / f"fairface_label_{part}.csv"
+        text = path.read_text()
+        path.write_text(f"{text.rstrip()}\n{other}/1.jpg,0-2,Male,White,TRUE\n")
+        with pytest.raises(UserError, match=rf"{path.name}, line \d+: file is '{other}/1.jpg', expected {part}/NAME"):
+            build(tmp_path, tmp_path / "data")
+        path.write_text(text)
+
+
+def test_rows_and_files_that_do_not_meet_are_named(tmp_path):
+    root = shutil.copytree(DUMMY / "fairface", tmp_path / "fairface")
+    for file in (root / "train").iterdir():
+        file.rename(file.with_name(f"{file.stem:0>5}.jpg"))
+    with pytest.raises(UserError, match=r"a file: train/1\.jpg, the first file without a row: train/00001\.jpg"):
+        build(tmp_path, tmp_path / "data")
 
 
 def test_junk_and_links_come_first_and_capital_suffixes_are_named(tmp_path):

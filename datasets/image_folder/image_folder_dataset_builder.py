@@ -23,6 +23,9 @@ from tfface.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 
+PARTS = {"train", "test", "val", "valid", "validation"}
+"""What the folders of a set that is divided already are called."""
+
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class ImageFolderConfig(aligned.AlignableConfig):
@@ -50,7 +53,7 @@ def find_classes(folder: Path) -> tuple[dict[str, list[originals.Photo]], list[s
         files beside class folders, which are of no class.
 
     Raises:
-        UserError: fewer than two classes, or one without a file.
+        UserError: fewer than two classes, or one without a file; or parts of a set that is divided already.
     """
     top, classes, outside = folder, _subfolders(folder), originals.files_below(folder, "*")
     while len(classes) == 1 and _subfolders(classes[0]):  # the archive's own folder, or several
@@ -61,6 +64,13 @@ def find_classes(folder: Path) -> tuple[dict[str, list[originals.Photo]], list[s
         raise UserError(
             f"no classes in {top}: expected a folder of images for each of two classes or more, found {found}; "
             "give the folder that holds the class folders as manual_dir"
+        )
+    if PARTS.issuperset(path.name.casefold() for path in classes) and any(map(_subfolders, classes)):
+        below = ", ".join(sorted({path.name for part in classes for path in _subfolders(part)})[:3])
+        raise UserError(
+            f"{top} is divided already: expected a folder of images for each class, found "
+            f"{' and '.join(path.name for path in classes)} with folders in them ({below}); give the folder of one "
+            f"part, such as {top / classes[0].name}, as manual_dir, or put the folders of the classes side by side"
         )
     files = {
         path.name: [

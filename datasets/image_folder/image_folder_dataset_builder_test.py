@@ -102,6 +102,22 @@ def test_files_beside_the_classes_and_links_to_nothing_are_named(tmp_path):
     assert left_out["undecodable"] == ["circle/link.jpg", "square/10.jpg", "square/notes.txt"]
 
 
+def test_a_folder_that_is_divided_already_is_refused(tmp_path):
+    root = tmp_path / "pictures"
+    for part in ("Test", "train"):
+        shutil.copytree(DUMMY / "shapes", root / part)
+    with pytest.raises(
+        UserError, match=r"pictures is divided already: .*found Test and train with folders in them \(circle, square\)"
+    ):
+        build(root, tmp_path / "data")
+    assert build(root / "train", tmp_path / "data").info.features["label"].names == ["circle", "square"]
+    for part in ("Test", "train"):  # classes that are called so
+        shutil.rmtree(root / part)
+        shutil.copytree(DUMMY / "shapes" / ("circle" if part == "Test" else "square"), root / part)
+    shutil.rmtree(root / "Test" / "part")
+    assert image_folder.find_classes(root)[0].keys() == {"Test", "train"}
+
+
 def images(counts):
     photos = (
         originals.Photo(f"{name}/{number}", DUMMY, name) for name, count in counts.items() for number in range(count)

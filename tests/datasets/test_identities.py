@@ -69,7 +69,7 @@ def test_the_official_folders_and_a_header_are_read(celeba, tmp_path):
         (celeba / folder).mkdir()
         (celeba / name).rename(celeba / folder / name)
     path = celeba / "Anno" / "identity_CelebA.txt"
-    path.write_text("image identity\n" + path.read_text())
+    path.write_text("\nimage identity\n\n" + path.read_text() + "\n \n")  # blank lines are skipped
     builder = build(celeba_identities, celeba, tmp_path)
     assert builder.info.splits["train"].num_examples == 28
     assert builder.info.metadata["absent"] == 1
@@ -115,6 +115,24 @@ def test_people_of_a_test_set_are_left_out_by_name(casia, tmp_path, caplog):
         build(casia_webface, casia, tmp_path / "again")
 
 
+def test_names_are_told_from_counts_however_they_are_divided(casia, tmp_path, capsys):
+    (casia / "names.txt").write_text("0000045, Cy Example\n0000046,Ann Example\n0000047   Person 12\n0000048\tPerson\n")
+    (casia / "exclude.txt").write_text("Cy_Example 1\nAnn_Example,3\nPerson 12\n0000049\n0000051 2\n\n")
+    builder = build(casia_webface, casia, tmp_path)
+    gone = ["0000045", "0000046", "0000047", "0000049", "0000051"]
+    assert builder.info.metadata["left_out"]["excluded_identities"] == gone
+    assert "5 people left out, whom exclude.txt names" in capsys.readouterr().out
+
+
+def test_names_that_match_nobody_are_told(casia, tmp_path, caplog):
+    (casia / "exclude.txt").write_text("Ann_Example 3\nBob_Example\t1\n")
+    builder = build(casia_webface, casia, tmp_path)
+    assert builder.info.metadata["left_out"]["excluded_identities"] == []
+    assert "2 names in " in caplog.text
+    assert "match nobody, and nobody is left out: expected identities, such as 0000045, or names.txt" in caplog.text
+    assert "found Ann_Example 3" in caplog.text
+
+
 def test_pairs_are_of_validation_and_seeded(celeba, tmp_path):
     images = build(celeba_identities, celeba, tmp_path)
     owner = {
@@ -142,7 +160,7 @@ def test_pairs_are_not_aligned(celeba, tmp_path):
     ("line", "message"),
     [
         ("000001.jpg", "line 36: expected 'FILE IDENTITY', received '000001.jpg'"),
-        ("", "line 36: expected 'FILE IDENTITY', received ''"),
+        ("\n000001.jpg", "line 37: expected 'FILE IDENTITY', received '000001.jpg'"),
         ("000001.jpg 7", r"line 36: 000001\.jpg is 7 here and 2880 further up"),
     ],
 )

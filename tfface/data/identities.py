@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
+import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -53,7 +54,7 @@ def read_list(path: Path) -> dict[str, str]:
 
     Args:
         path: text, a line `FILE IDENTITY` for each image, such as identity_CelebA.txt. A first line whose FILE has no
-            suffix is a header.
+            suffix is a header; blank lines are skipped.
 
     Returns:
         File -> identity, in the order of the list.
@@ -62,9 +63,10 @@ def read_list(path: Path) -> dict[str, str]:
         UserError: a line of another form, or a file that is listed under two identities.
     """
     identities = {}
-    for number, line in enumerate(_lines(path, "FILE IDENTITY"), start=1):
-        name, *identity = line.rsplit(maxsplit=1) or [""]
-        if number == 1 and not Path(name).suffix:
+    lines = [(number, line) for number, line in enumerate(_lines(path, "FILE IDENTITY"), start=1) if line.strip()]
+    for index, (number, line) in enumerate(lines):
+        name, *identity = line.rsplit(maxsplit=1)
+        if index == 0 and not Path(name).suffix:
             continue
         if not identity:
             raise UserError(f"{path}, line {number}: expected 'FILE IDENTITY', received {line!r}; mend the line")
@@ -150,11 +152,13 @@ def excluded(folder: Path, identities: Iterable[str]) -> list[str]:
 
     Args:
         folder: may hold `exclude.txt`, a person at the start of each line (LFW's own list of people, `NAME COUNT`, is
-            of that form), and `names.txt`, lines `IDENTITY NAME`, where identities are not called as the people.
+            of that form, with a tab, a space or a comma between), and `names.txt`, lines `IDENTITY NAME` (or
+            `IDENTITY, NAME`), where identities are not called as the people.
         identities: those of the set.
 
     Returns:
-        Those which `exclude.txt` names by identity or by name, sorted. Case does not matter, "_" is a space.
+        Those which `exclude.txt` names by identity or by name, sorted. Case does not matter, "_" is a space. Where
+        it names people and none of them is there, the log warns.
 
     Raises:
         UserError: a list that is no UTF-8 text.
@@ -166,13 +170,25 @@ def excluded(folder: Path, identities: Iterable[str]) -> list[str]:
     names = {}
     if (folder / "names.txt").is_file():
         for line in _lines(folder / "names.txt", "IDENTITY NAME"):
-            identity, _, name = line.strip().replace("\t", " ").partition(" ")
+            identity, name = [*re.split(r"\s*,\s*|\s+", line.strip(), maxsplit=1), ""][:2]
             names[identity] = plain(name)
     if not (folder / "exclude.txt").is_file():
         return []
-    lines = _lines(folder / "exclude.txt", "PERSON")
-    people = {plain(line.rpartition("\t")[0] or line) for line in lines if line.strip()}
-    return sorted(name for name in set(identities) if plain(name) in people or names.get(name) in people)
+    called = {name: {plain(name), names.get(name, plain(name))} for name in set(identities)}
+    known = set().union(*called.values())
+    lines = [line.strip() for line in _lines(folder / "exclude.txt", "PERSON") if line.strip()]
+    # A line that is somebody's name as it stands, such as 'person 12', ends in no count.
+    people = {
+        plain(line) if plain(line) in known else plain(re.sub(r"\t[^\t]*$|[\s,]+\d+$", "", line)) for line in lines
+    }
+    gone = sorted(name for name, own in called.items() if own & people)
+    if people and not gone:
+        logging.warning(
+            "%d names in %s match nobody, and nobody is left out: expected identities, such as %s%s, found %s",
+            len(people), folder / "exclude.txt", min(called, default="none"),
+            "" if names else ", or names.txt with lines 'IDENTITY NAME' beside it", lines[0],
+        )  # fmt: skip
+    return gone
 
 
 def divide(people: Mapping[str, int], share: float, seed: int) -> list[str]:
@@ -287,6 +303,8 @@ class IdentityBuilder(aligned.AlignableBuilder, skip_registration=True):
         for split, names in {"train": train, "validation": validation}.items():
             number = sum(counts[name] for name in names)
             tqdm.write(f"{self.info.full_name}: {split} {number:,} images of {len(names):,} people")
+        if left:
+            tqdm.write(f"{self.info.full_name}: {len(left):,} people left out, whom exclude.txt names")
         if absent:
             named = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
             tqdm.write(f"{self.info.full_name}: {len(absent):,} images of the list are not there: {named}")
