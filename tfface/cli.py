@@ -38,6 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     except UserError as error:
         print(f"tfface: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"tfface: {error}: the training diverged. Lower the learning rate, in a new --out.", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("tfface: stopped; run the same command again to go on.", file=sys.stderr)
         return 130

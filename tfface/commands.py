@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import shutil
 import sys
@@ -90,24 +91,30 @@ def build(
             )
         say(f"{builder.info.full_name} is prepared already: {ready}. To build it anew, remove that folder first.")
         return ready
-    for leftover in ready.parent.glob("incomplete.*"):
-        say(f"Removing {leftover.name}, which a build that was killed left behind.")
-        shutil.rmtree(leftover, ignore_errors=True)
     options = {}
     if align or beam_pipeline_options:
         from tfface.data.alignment_pipeline import pipeline_options
 
         options["beam_options"] = pipeline_options(workers, beam_pipeline_options or "")
-    try:
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(
-                manual_dir=str(manual_dir) if manual_dir else None, try_download_gcs=False, **options
-            )
-        )
-    except BaseException:
+    # Of two that build at once, each would take the other's half for one that was killed.
+    alone = contextlib.nullcontext() if "://" in str(builder.data_dir) else files.held(ready.parent, "--data-dir")
+    with alone:
         for leftover in ready.parent.glob("incomplete.*"):
+            say(f"Removing {leftover.name}, which a build that was killed left behind.")
             shutil.rmtree(leftover, ignore_errors=True)
-        raise
+        try:
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(
+                    manual_dir=str(manual_dir) if manual_dir else None, try_download_gcs=False, **options
+                )
+            )
+        except BaseException:
+            for leftover in ready.parent.glob("incomplete.*"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            for folder in (ready.parent, ready.parent.parent):
+                with contextlib.suppress(OSError):  # it holds something
+                    folder.rmdir()
+            raise
     counts = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
     say(f"{builder.info.full_name} is prepared: {counts}\n{ready}")
     return ready
@@ -172,9 +179,9 @@ def evaluate(
         from tfface.data.near_copies import near_others, split_hashes
 
         builder = pipeline.open_dataset(data or recipe.data, data_dir)
-        hashes = {part: split_hashes(builder, part) for part in builder.info.splits}
-        others = np.concatenate([values for part, values in hashes.items() if part != split])
-        near = near_others(hashes[split], others)
+        others = [name for name in builder.info.splits if name != split.partition("[")[0]]
+        others = np.concatenate([split_hashes(builder, name) for name in others])
+        near = near_others(split_hashes(builder, split), others)
         say(f"{near.sum()} of {len(near)} images of {split} have a near copy in another split and are left out.")
         predictions, name = predictions.chosen(~near), f"{name}-without-near-copies"
     figures = {**figures_of(predictions), "groups": by_group(predictions)}
@@ -292,6 +299,7 @@ def reproduce(
     """
     import keras
 
+    from tfface.evaluation.run_report import figures_names
     from tfface.training.fit import fit
 
     folder = Path(out) if out else run_folder(recipe, variant)
@@ -300,11 +308,7 @@ def reproduce(
         run = fit(recipe.changed(seed=seed), folder / f"seed-{seed}", data_dir, device, bfloat16, devices=devices)
         known = run.figures_file
         done = files.read_json(known, "The run's figures") if known.exists() else {}
-        missing = [
-            split
-            for split in ("validation", "test")
-            if not any(name == split or name.endswith(f"-{split}") for name in done)
-        ]
+        missing = [split for split in ("validation", "test") if not set(figures_names(recipe, split)) <= set(done)]
         if missing and any(task.is_attribute for task in recipe.tasks()):
             model = run.model()
             for split in missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -62,6 +63,33 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         else:
             with contextlib.suppress(OSError):  # nor could it be made
                 aside.unlink()
+
+
+@contextlib.contextmanager
+def held(folder: str | Path, option: str) -> Iterator[None]:
+    """Keep other processes out of a folder of results, which is made unless it is there.
+
+    Args:
+        folder: the folder.
+        option: the command's option by which another folder is named.
+
+    Raises:
+        UserError: another process has it.
+    """
+    make_folder(folder)
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"{folder} is being written by another process: wait for its end, or name another {option}"
+            ) from error
+        except OSError:  # a network folder that knows no locks of folders
+            pass
+        yield
+    finally:
+        os.close(handle)
 
 
 def make_folder(path: str | Path) -> Path:

@@ -8,7 +8,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from tfface import cli
+from tfface import cli, files
 from tfface.data import alignment_pipeline
 from tfface.data.aligned import AlignableConfig, aligned_config
 from tfface.data.pipeline import open_dataset
@@ -180,3 +180,9 @@ def test_options_of_beam():
         assert (local["direct_num_workers"], local["direct_running_mode"]) == (workers, mode)
     cluster = alignment_pipeline.pipeline_options(4, "runner=FlinkRunner,flink_master=host:8081").get_all_options()
     assert (cluster["runner"], cluster["direct_num_workers"]) == ("FlinkRunner", 1)
+
+
+def test_two_builds_at_once_do_not_harm_each_other(photos, tmp_path, capsys):
+    with files.held(tmp_path / "utkface", "--data-dir"):
+        assert build(photos, tmp_path) == 2
+    assert "utkface is being written by another process" in capsys.readouterr().err

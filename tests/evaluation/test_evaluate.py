@@ -215,3 +215,32 @@ def test_a_label_that_is_not_known_is_no_class():
     truth = {"key": np.array(["a", "b"]), "race": np.array([0, -1])}
     with pytest.raises(UserError, match="The race of 1 of 2 images is known"):
         to_predictions((task,), {"race": np.eye(3)[[0, 1]]}, truth, {"race": task.classes})
+
+
+def test_classes_are_those_of_the_network_by_their_names(monkeypatch):
+    from types import SimpleNamespace
+
+    from tfface import recipes
+    from tfface.evaluation import predictions
+
+    recipe = recipes.load("gender", settings=["label=label"]).changed(classes=("men", "women"))
+    said = np.eye(2)[[0, 0, 1]]
+
+    def predicted(*names):
+        data = {
+            "open_dataset": lambda *_: SimpleNamespace(info=SimpleNamespace(full_name="other/1.0.0")),
+            "class_names": lambda _: {"label": names},
+            "label_arrays": lambda *_: {"key": np.array(["a", "b", "c"]), "label": np.array([0, 0, 1])},
+        }
+        for name, value in data.items():
+            monkeypatch.setattr(predictions.pipeline, name, value)
+        monkeypatch.setattr(predictions, "outputs_of", lambda *_: {"label": said})
+        return predictions.predict_with(recipe, None, "test")
+
+    assert predicted("men", "women").truth["label"].tolist() == [0, 0, 1]
+    turned = predicted("women", "men")
+    assert turned.truth["label"].tolist() == [1, 1, 0]
+    assert turned.classes["label"] == ("men", "women")
+    assert evaluate(turned)["tasks"]["label"]["accuracy"]["value"] == 0
+    with pytest.raises(UserError, match=r"tells men, women apart\. Received: other/1\.0\.0 with female, male"):
+        predicted("female", "male")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tfface import files
 from tfface.errors import UserError
 from tfface.faces import crops, prepare
 from tfface.faces.crops import Alignment
@@ -197,7 +198,7 @@ def test_other_settings_and_other_files_are_never_written_over(photos, detector,
 
 
 def test_a_folder_of_results_belongs_to_one_process_at_a_time(photos, detector, tmp_path):
-    with prepare._held(tmp_path / "out"), pytest.raises(UserError, match="written by another process"):
+    with files.held(tmp_path / "out", "--to"), pytest.raises(UserError, match="written by another process"):
         prepare.detect_photos([photos], to=tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
     prepare.detect_photos([photos / "group.jpg"], to=tmp_path / "out")

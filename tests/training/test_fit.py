@@ -1,10 +1,11 @@
 import json
+import shutil
 
 import keras
 import numpy as np
 import pytest
 
-from tfface import recipes
+from tfface import files, recipes
 from tfface.data import pipeline
 from tfface.data.pipeline import epoch_order, repeats
 from tfface.errors import UserError
@@ -202,3 +203,69 @@ def test_a_run_of_a_version_without_a_field_goes_on_with_its_default(tmp_path):
     run.begin(recipe, data, "cpu")
     with pytest.raises(UserError, match="open_attention was True, is False"):
         run.begin(recipe.changed(open_attention=False), data, "cpu")
+
+
+def test_another_process_in_the_folder_is_refused(tiny_recipe, data_dir, tmp_path, tiny_run):
+    with (
+        files.held(tmp_path / "run", "--out"),
+        pytest.raises(UserError, match="run is being written by another process"),
+    ):
+        fit(tiny_recipe, tmp_path / "run", data_dir, verbose=0)
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_corrected_labels_make_another_run(tiny_run, tiny_recipe, data_dir, monkeypatch):
+    builder = pipeline.open_dataset("synthetic_faces/small", data_dir)
+    before = pipeline.label_digest(builder, "train")
+    arrays = pipeline.label_arrays(builder, "train")
+    arrays["gender"] = 1 - arrays["gender"]
+    monkeypatch.setattr(pipeline, "label_arrays", lambda *_: arrays)
+    assert pipeline.label_digest(builder, "train") != before
+    with pytest.raises(UserError, match=r"holds a run with other choices \(labels was"):
+        fit(tiny_recipe, tiny_run.folder, data_dir, verbose=0)
+
+
+def test_oversampled_images_are_shown_as_often_as_is_said(data_dir):
+    builder = pipeline.open_dataset("synthetic_faces/small", data_dir)
+    recipe = recipes.RECIPES["multitask"]().tiny().changed(oversample={"gender": (1, 3)}, epochs=1, batch_size=20)
+    labels = pipeline.label_arrays(builder, "train")
+    steps = batches.steps_of(labels, recipe)[1]
+    assert steps == ((labels["gender"] == 0).sum() + 3 * (labels["gender"] == 1).sum()) // 20
+    shown = np.concatenate(
+        [y["gender"] for _, y in batches.image_batches(builder, "train", recipe, 0).as_numpy_iterator()]
+    )
+    assert len(shown) == 20 * steps
+    assert abs(shown[:, 1].sum() - 3 * (labels["gender"] == 1).sum()) < 20
+
+
+@pytest.mark.parametrize(
+    "oversample", [{"foo": (1, 2)}, {"key": (1, 2)}, {"gender": 2}, {"gender": ("a",)}, {"gender": (1,)}]
+)
+def test_factors_that_fit_no_label_are_refused(oversample):
+    labels = {"gender": np.array([0, 1]), "key": np.array(["a", "b"])}
+    with pytest.raises(UserError, match="oversample"):
+        repeats(labels, oversample)
+
+
+@pytest.mark.parametrize("split", ["train[:50%", "train[:0]", "trian", "train[10:5]"])
+def test_what_is_no_part_of_a_split_is_refused(split, data_dir):
+    builder = pipeline.open_dataset("synthetic_faces/small", data_dir)
+    with pytest.raises(UserError, match="synthetic_faces/small"):
+        pipeline.examples(builder, split)
+
+
+def test_a_figure_that_nobody_measures_is_refused():
+    recorder = Recorder(None, None, [], "val_acc", patience=0)
+    recorder.on_epoch_begin(0)
+    with pytest.raises(UserError, match=r"monitor must be one of loss, val_loss\. Received: val_acc"):
+        recorder.on_epoch_end(0, {"loss": 1.0, "val_loss": 1.0})
+
+
+def test_a_report_tells_of_the_runs_own_data(tiny_run, data_dir, tmp_path):
+    from tfface.evaluation.run_report import report
+
+    run = Run(shutil.copytree(tiny_run.folder, tmp_path / "run"))
+    figures = json.loads(run.figures_file.read_text())
+    run.figures_file.write_text(json.dumps({"elsewhere-test": figures["test"]}))
+    with pytest.raises(UserError, match=r"was not evaluated on its own data, synthetic_faces/small.*elsewhere-test"):
+        report(run.folder, data_dir)

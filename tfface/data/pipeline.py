@@ -186,12 +186,19 @@ def examples(builder: tfds.core.DatasetBuilder, split: str, images: tuple[str, .
 
     A part of a split is named as in TFDS, "train[:50%]": the order is by a hash of the keys, so parts are random.
     """
-    if split.partition("[")[0] not in builder.info.splits:
-        raise UserError(
-            f"{builder.info.full_name} has no split {split}. Expected one of: {', '.join(builder.info.splits)}."
-        )
+    whole = builder.info.splits
+    if split.partition("[")[0] not in whole:
+        raise UserError(f"{builder.info.full_name} has no split {split}. Expected one of: {', '.join(whole)}.")
     if not isinstance(builder, tfds.core.DatasetBuilder):  # joined or regrouped
         return builder.examples(split, images)
+    try:
+        count = whole[split].num_examples
+    except ValueError as error:
+        raise UserError(
+            f"{split} is no part of a split of {builder.info.full_name}. Expected one such as 'train[:50%]'."
+        ) from error
+    if count < 1:
+        raise UserError(f"The split {split} of {builder.info.full_name} is empty.")
     dataset = builder.as_dataset(
         split=split,
         shuffle_files=False,
@@ -215,6 +222,15 @@ def label_arrays(
         raise UserError(f"The split {split} of {builder.info.full_name} is empty.")
     arrays = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
     return {k: v.astype(str) if v.dtype == object else v for k, v in arrays.items()}
+
+
+def label_digest(builder: tfds.core.DatasetBuilder, split: str) -> str:
+    """Hexadecimal digest of the labels of a split, which `fingerprint` does not see: another class is as long."""
+    digest = hashlib.sha256()
+    for name, values in sorted(label_arrays(builder, split).items()):
+        digest.update(f"{name} {values.dtype} {values.shape}\n".encode())
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def check_shards(builder: tfds.core.DatasetBuilder, split: str) -> None:
@@ -304,18 +320,27 @@ def repeats(labels: Mapping[str, np.ndarray], oversample: Mapping[str, Sequence[
 
     Args:
         labels: arrays of integer labels, each `(n,)`.
-        oversample: label -> a factor for each of its classes, integers >= 1. A label that is not known, -1, counts 1.
+        oversample: label -> a factor for each of its classes, integers >= 1. A label of an example that is not known,
+            -1, counts 1.
 
     Returns:
         `(n,)` int64.
 
     Raises:
-        UserError: another factor.
+        UserError: another label, another factor, or fewer of them than classes.
     """
     counts = np.ones(len(next(iter(labels.values()))), "int64")
     for name, factors in oversample.items():
-        if any(factor < 1 or factor != int(factor) for factor in factors):
+        if name not in labels or labels[name].dtype.kind != "i":
+            raise UserError(f"oversample names a label with classes. Received: {name}; there are: {', '.join(labels)}.")
+        whole = isinstance(factors, Sequence) and all(isinstance(f, int | float) and f == int(f) >= 1 for f in factors)
+        if not whole:
             raise UserError(f"The factors of oversample must be integers, at least 1. Received for {name}: {factors}.")
+        if len(factors) <= labels[name].max():
+            raise UserError(
+                f"oversample wants a factor for each class of {name}, of which there are {labels[name].max() + 1} or "
+                f"more. Received: {factors}."
+            )
         counts *= np.array([*factors, 1], "int64")[labels[name]]  # -1 is the last of them
     return counts
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -58,13 +59,31 @@ def predict_with(
         The predictions with the truth. An age head of any kind gives years and the nine bins of the ARG poster.
 
     Raises:
-        UserError: no such data set or split, or joined ones of which one lacks a label.
+        UserError: no such data set or split, joined ones of which one lacks a label, or classes of other names than the
+            network learnt.
     """
     builder = pipeline.open_dataset(data or recipe.data, data_dir)
-    recipe = recipe.adapted(pipeline.class_names(builder))
+    classes = pipeline.class_names(builder)
+    learnt = {task.label: task.classes for task in recipe.tasks()}
+    recipe = recipe.adapted(classes)
     truth = pipeline.label_arrays(builder, split)
+    tasks = []
+    for task in recipe.tasks():
+        names, own = classes.get(task.label, ()), learnt.get(task.label, ())
+        if len(names) == len(own) and names != own:
+            if set(names) == set(own):  # in another order: that of the network counts
+                order = np.array([*map(own.index, names), -1])  # what is not known stays -1
+                truth[task.label], classes[task.label] = order[truth[task.label]], own
+                task = replace(task, classes=own)
+            elif task.classes != own:  # the recipe takes its classes from a data set, and was trained on another
+                raise UserError(
+                    f"The network tells {', '.join(own)} apart. Received: {builder.info.full_name} with "
+                    f"{', '.join(names)}, and which is which is not said: call its classes as the network does, and "
+                    "build it again."
+                )
+        tasks.append(task)
     outputs = outputs_of(recipe, model, builder, split, bfloat16, progress)
-    return to_predictions(recipe.tasks(), outputs, truth, pipeline.class_names(builder))
+    return to_predictions(tuple(tasks), outputs, truth, classes)
 
 
 def to_predictions(

@@ -9,6 +9,7 @@ import numpy as np
 
 from tfface import files
 from tfface.data import pipeline
+from tfface.errors import UserError
 from tfface.evaluation import plots
 from tfface.evaluation.evaluate import Predictions, worst_mistakes
 from tfface.evaluation.pages import Picture, Section, Table
@@ -51,14 +52,19 @@ def report(folder: str | Path, data_dir: str | Path | None = None, command: str 
     rows, predictions, worst, shown = [], None, {}, ""
     if every[0]:
         # Of joined data sets each has a test split of its own; the first is shown in full.
-        parts = recipe.data.split("+")
-        names = [f"{part.replace('/', '-')}-test" for part in parts] if len(parts) > 1 else ["test"]
-        names = [name for name in names if name in every[0]] or [next(iter(every[0]))]
+        split = "test" if set(figures_names(recipe, "test")) & set(every[0]) else "validation"
+        names = [name for name in figures_names(recipe, split) if name in every[0]]
+        if not names:
+            raise UserError(
+                f"{first.folder} was not evaluated on its own data, {recipe.data}, of which a report tells. Received "
+                f"figures of: {', '.join(every[0])}. Run `tfface evaluate {first.folder}`."
+            )
         for name in names:
             rows += _rows(recipe, [figures.get(name, {}) for figures in every], name if len(names) > 1 else "")
         shown = names[0]
         predictions = Predictions.load(first.folder / f"predictions-{shown}.npz")
-        worst = _worst(predictions, pipeline.open_dataset(parts[0], data_dir), "test" if "test" in shown else shown)
+        shown_data = recipe.data.split("+")[figures_names(recipe, split).index(shown)]
+        worst = _worst(predictions, pipeline.open_dataset(shown_data, data_dir), split)
     rows += _verification_rows(recipe, verified)
     seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""
     reported = (
@@ -85,6 +91,12 @@ def report(folder: str | Path, data_dir: str | Path | None = None, command: str 
         licences=recipe.licences,
         notes=notes_on(builder, recipe, len(runs)),
     )
+
+
+def figures_names(recipe: Recipe, split: str) -> list[str]:
+    """Under which names `tfface evaluate` keeps the figures of a split of the recipe's own data, one for each set."""
+    parts = recipe.data.split("+")
+    return [f"{part.replace('/', '-')}-{split}" for part in parts] if len(parts) > 1 else [split]
 
 
 def _learnt_from(config: dict) -> str:

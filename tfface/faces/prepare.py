@@ -7,7 +7,6 @@ goes on behind it and ends with the same files as one that was not. A photo that
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -211,7 +210,7 @@ def _prepare(
         base = common_folder(named)
         detector = None
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_held(to))
+            stack.enter_context(files.held(to, "--to"))
             tally, done = _claim(to, {**settings, "below": base})
             bar = stack.enter_context(
                 tqdm(total=total, initial=min(len(done), total), unit=" photos", leave=False, disable=None)
@@ -291,25 +290,6 @@ def _ahead(batches: Iterator[list]) -> Iterator[list]:
         while batch := coming.result():
             coming = thread.submit(next, batches, None)
             yield batch
-
-
-@contextlib.contextmanager
-def _held(to: Path) -> Iterator[None]:
-    """Keeps other processes out of a folder of results, which is made unless it is there."""
-    files.make_folder(to)
-    handle = os.open(to, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(
-                f"{to} is being written by another process: wait for its end, or name another --to"
-            ) from error
-        except OSError:  # a network folder that knows no locks of folders
-            pass
-        yield
-    finally:
-        os.close(handle)
 
 
 def _claim(to: Path, settings: dict) -> tuple[_Tally, set[int]]:

@@ -26,6 +26,10 @@ RANGES = {
         lambda sides: len(sides) == 2 and all(type(side) is int and 1 <= side <= 4096 for side in sides),
         "height and width in whole pixels, 1 to 4096",
     ),
+    "views": (
+        lambda views: len(views) > 0 and all(0 < zoom <= 1 for zoom, _ in views),
+        "one or more of (zoom, mirror), each zoom above 0 and at most 1",
+    ),
     "random_crop": SHARE_ABOVE_0,
     "occluded": SHARE,
     "worn_masks": SHARE,

@@ -180,8 +180,8 @@ def image_batches(
     def repeated(row):
         count = tf.constant(1, tf.int64)
         for name, values in factors.items():
-            label = tf.cast(row[name], tf.int64)
-            count *= tf.gather(values, tf.where(label < 0, len(values) - 1, label))
+            label, unknown = tf.cast(row[name], tf.int64), tf.size(values, tf.int64) - 1
+            count *= tf.gather(values, tf.where(label < 0, unknown, label))
         return {name: tf.repeat(value[None], count, axis=0) for name, value in row.items()}
 
     def prepare(index, row):

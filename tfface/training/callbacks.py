@@ -6,6 +6,7 @@ import time
 
 import keras
 
+from tfface.errors import UserError
 from tfface.training.run import Run
 
 
@@ -37,7 +38,7 @@ class Recorder(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         row = {name: float(value) for name, value in logs.items()}
         if self.monitor not in row:
-            raise ValueError(f"`monitor` must be one of {sorted(row)}. Received: {self.monitor}")
+            raise UserError(f"monitor must be one of {', '.join(sorted(row))}. Received: {self.monitor}.")
         if not all(value == value for value in row.values()):
             raise FloatingPointError(f"Epoch {epoch} ended with NaN: {row}")
         row = {"epoch": epoch, **row, "seconds": round(time.monotonic() - self.started, 3)}

@@ -264,8 +264,8 @@ def fit(
         The run.
 
     Raises:
-        UserError: the data set is not prepared, the folder holds another run, no GPU where one was asked for,
-            or fewer devices.
+        UserError: the data set is not prepared, the folder holds another run or another process trains there, no GPU
+            where one was asked for, or fewer devices.
     """
     across = several(devices, device)
     if model is not None and across.count > 1:
@@ -280,7 +280,9 @@ def fit(
             pipeline.examples(builder, split)  # names a split that is absent before any work is done
         batches.covering(adapted, builder)
         fingerprints = {split: pipeline.fingerprint(builder, split) for split in builder.info.splits}
-        data = {"name": builder.info.full_name, "fingerprints": fingerprints}
+        learnt = (recipe.train_split, recipe.validation_split)
+        digests = {split: pipeline.label_digest(builder, split) for split in learnt}
+        data = {"name": builder.info.full_name, "fingerprints": fingerprints, "labels": digests}
         if recipe.extra_data:
             whole = pipeline.with_extra(builder, recipe.extra_data, data_dir)
             data["with_extra"] = pipeline.fingerprint(whole, recipe.train_split)
@@ -303,34 +305,36 @@ def fit(
     if not across.first:
         verbose = 0
     ready = across.together(lambda: prepared(recipe, builder, bfloat16, model, data_dir, across))
-    if across.first:  # only now: choices that cannot be prepared do not take the folder
-        run.begin(recipe, data, where)
-    if recipe.initial and across.first:
-        carried = {"from": recipe.initial, "carried": ready.carried, "fresh": ready.fresh}
-        files.write_json(run.folder / "carried.json", carried)
-        if verbose:
-            fresh = ", ".join(ready.fresh) or "none"
-            print(f"{len(ready.carried)} layers start from {recipe.initial}, fresh: {fresh}.")
-    history = across.together(lambda: run.restore_state(ready.model))
-    across.same("the state of the run (all machines must see one folder)", history)
-    first = len(history)
-    recorder = Recorder(run, ready.whole, history, recipe.monitor, recipe.patience, writes=across.first)
-    if first < recipe.run_epochs and not recorder.exhausted():
-        if verbose and first:
-            print(f"Going on after epoch {first} of {recipe.run_epochs}, found in {run.folder}.")
-        events = [keras.callbacks.TensorBoard(run.folder / "events", write_graph=False)] if across.first else []
-        with across.scope():
-            ready.model.fit(
-                ready.training(first),
-                steps_per_epoch=ready.steps,
-                shuffle=False,
-                epochs=recipe.run_epochs,
-                initial_epoch=first,
-                validation_data=ready.validation,
-                callbacks=[*_policy(ready.model), *callbacks, recorder, *events],
-                verbose=verbose,
-            )
-    if across.first and not run.done:
-        seconds = round(time.monotonic() - started, 1)
-        files.write_json(run.done_file, {"best_epoch": recorder.best_epoch(), "seconds": seconds})
+    with contextlib.ExitStack() as stack:
+        if across.first:  # only now: choices that cannot be prepared do not take the folder
+            stack.enter_context(files.held(run.folder, "--out"))
+            run.begin(recipe, data, where)
+        if recipe.initial and across.first:
+            carried = {"from": recipe.initial, "carried": ready.carried, "fresh": ready.fresh}
+            files.write_json(run.folder / "carried.json", carried)
+            if verbose:
+                fresh = ", ".join(ready.fresh) or "none"
+                print(f"{len(ready.carried)} layers start from {recipe.initial}, fresh: {fresh}.")
+        history = across.together(lambda: run.restore_state(ready.model))
+        across.same("the state of the run (all machines must see one folder)", history)
+        first = len(history)
+        recorder = Recorder(run, ready.whole, history, recipe.monitor, recipe.patience, writes=across.first)
+        if first < recipe.run_epochs and not recorder.exhausted():
+            if verbose and first:
+                print(f"Going on after epoch {first} of {recipe.run_epochs}, found in {run.folder}.")
+            events = [keras.callbacks.TensorBoard(run.folder / "events", write_graph=False)] if across.first else []
+            with across.scope():
+                ready.model.fit(
+                    ready.training(first),
+                    steps_per_epoch=ready.steps,
+                    shuffle=False,
+                    epochs=recipe.run_epochs,
+                    initial_epoch=first,
+                    validation_data=ready.validation,
+                    callbacks=[*_policy(ready.model), *callbacks, recorder, *events],
+                    verbose=verbose,
+                )
+        if across.first and not run.done:
+            seconds = round(time.monotonic() - started, 1)
+            files.write_json(run.done_file, {"best_epoch": recorder.best_epoch(), "seconds": seconds})
     return run
