@@ -3,7 +3,25 @@ import sys
 
 import pytest
 
-from tfface import cli
+from tfface import cli, commands
+
+
+@pytest.mark.parametrize("words", [["demo"], ["app", "--detector", "dlib"], ["stream", "--source", "0"]])
+def test_what_needs_tensorflow_says_so_at_once(words, monkeypatch, capsys):
+    import keras
+
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    assert cli.main(words) == 2
+    assert capsys.readouterr().err == f"tfface: {words[0]} runs on TensorFlow, and KERAS_BACKEND is jax: unset it.\n"
+
+
+def test_a_training_that_diverges_is_said_in_one_line(monkeypatch, capsys):
+    def reproduce(*_, **__):
+        raise FloatingPointError("Epoch 0 ended with NaN")
+
+    monkeypatch.setattr(commands, "reproduce", reproduce)
+    assert cli.main(["reproduce", "race", "--tiny"]) == 2
+    assert capsys.readouterr().err.startswith("tfface: Epoch 0 ended with NaN: the training diverged.")
 
 
 def test_help_imports_nothing_heavy():
@@ -85,7 +103,7 @@ def test_tensorflow_loads_in_silence_unless_it_fails(fails, tmp_path):
     (tmp_path / "tensorflow.py").write_text(f"import os\nos.write(2, b'chatter')\n{failure}\n")
     load = f"""
 import sys
-from tfface import cli
+from tfface import cli, commands
 sys.path.insert(0, {str(tmp_path)!r})
 sys.meta_path.insert(0, cli._QuietTensorFlow())
 import tensorflow

@@ -1,5 +1,6 @@
 import errno
 import json
+import os
 
 import pytest
 
@@ -61,6 +62,13 @@ def test_a_place_that_cannot_be_written_is_said_in_one_line(name, tmp_path, monk
         files.write_text(name, "new")
     assert (tmp_path / "file").read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_a_pipe_is_not_replaced_by_a_file(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(UserError, match="a pipe or a device"):
+        files.write_text(tmp_path / "pipe", "new")
+    assert (tmp_path / "pipe").is_fifo()
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):

@@ -242,7 +242,16 @@ def _predict(options):
     return predict_photos(options.photos, options.model, options.detector, options.out, options.to, options.embeddings)
 
 
+def _needs_tensorflow(verb):
+    """Before it has worked for minutes: the live view finds landmarks by MTCNN, and the demo ends in a SavedModel."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":
+        raise UserError(f"{verb} runs on TensorFlow, and KERAS_BACKEND is {keras.backend.backend()}: unset it.")
+
+
 def _stream(options):
+    _needs_tensorflow("stream")
     from tfface.online.stream import stream
 
     return stream(
@@ -261,6 +270,7 @@ def _stream(options):
 
 
 def _app(options):
+    _needs_tensorflow("app")
     from tfface.online.app import serve
 
     return serve(options.host, options.port, options.model, options.detector, options.bfloat16)
@@ -406,6 +416,7 @@ def _doctor(options):
 
 
 def _demo(options):
+    _needs_tensorflow("demo")
     from tfface.demo import demo
 
     demo(options.out)

@@ -33,6 +33,8 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.name in ("", ".."):
         raise UserError(f"{path} names no file or folder of its own to write. Name a new one.")
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UserError(f"{path} is a pipe or a device, which a file would replace. Name a file.")
     aside = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
     ours = True
     try:
