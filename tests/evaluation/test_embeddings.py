@@ -114,3 +114,16 @@ def test_what_has_no_embedding_or_is_not_prepared_is_said(people, tmp_path, caps
         load_embedder("facenet", "tight")
     with pytest.raises(UserError, match="not prepared"):
         read_pairs("people", people, "margin")
+
+
+def test_pairs_of_one_fold_are_refused_before_any_work(people, network, monkeypatch):
+    from tfface.evaluation import embeddings
+
+    def of_one_fold(*arguments):
+        pairs, first, second = read_pairs(*arguments)
+        return {**pairs, "fold": np.zeros_like(pairs["fold"])}, first, second
+
+    monkeypatch.setattr(embeddings, "read_pairs", of_one_fold)
+    monkeypatch.setattr(embeddings, "embed_images", None)  # would fail if it were asked
+    with pytest.raises(UserError, match=r"people with \d+ pairs, both kinds, 1 folds"):
+        embeddings.embed_pairs(load_embedder(str(network)), "people", people)

@@ -156,9 +156,15 @@ def embed_pairs(
         float32; `notes` are lines on what was done.
 
     Raises:
-        UserError: a data set is not prepared, or the pairs name images that it has not.
+        UserError: a data set is not prepared, the pairs name images that it has not, or are of one fold or kind.
     """
     pairs, *sets = read_pairs(data, data_dir, embedder.crop)
+    folds, kinds = (len(np.unique(pairs[name])) for name in ("fold", "same"))
+    if folds < 2 or kinds < 2:
+        raise UserError(
+            f"LFW's protocol wants pairs of one person and of two, in two folds or more. Received: {data} with "
+            f"{len(pairs['same'])} pairs, {'both kinds' if kinds > 1 else 'one kind'}, {folds} folds."
+        )
     sides, notes = [], []
     for side, builder in zip(("first", "second"), sets, strict=True):
         keys, embeddings, without_face = embed_images(embedder, builder, mirror, bfloat16)
