@@ -140,6 +140,21 @@ def test_a_cut_is_noticed_and_a_change_of_light_is_not():
     assert [CutDetector()(blank), cut(blank), cut(blank)] == [False, False, False]
 
 
+def test_black_between_two_scenes_hides_no_cut_and_within_one_makes_none():
+    rng = np.random.default_rng(0)
+    one, other = (np.repeat(np.repeat(rng.integers(0, 256, (9, 16, 3), np.uint8), 20, 0), 20, 1) for _ in range(2))
+    noise = rng.integers(0, 12, one.shape).astype(np.uint8)  # a camera's black
+    fade = [(one * share).astype(np.uint8) for share in (1, 0.6, 0.3, 0.1)]
+    rise = [(other * share).astype(np.uint8) for share in (0.1, 0.4, 1)]
+    for black in (np.zeros_like(one), np.full_like(one, 255), noise):
+        cut = CutDetector()
+        assert [cut(image) for image in (one, black, other, other)] == [False, False, True, False]
+        cut = CutDetector()
+        assert [cut(image) for image in (*fade, black, black, *rise)] == [False] * 6 + [True, False, False]
+        cut = CutDetector()
+        assert [cut(image) for image in (black, one, black, black, one)] == [False] * 5
+
+
 def test_the_cuts_of_a_real_clip_are_found(samples):
     import cv2
 

@@ -8,11 +8,13 @@ import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import threading
 import time
 import types
+import zlib
 
 import cv2
 import numpy as np
@@ -64,6 +66,9 @@ def test_the_page_brings_all_it_needs(client):
     assert "NONCE" not in page
     assert f"'nonce-{nonce}'" not in client.get("/", **LOCAL).headers["Content-Security-Policy"]
     assert answer.headers["Cache-Control"] == "no-store"
+    head = client.head("/", **LOCAL)
+    assert (head.status_code, head.data) == (200, b"")
+    assert head.headers["Content-Length"] == answer.headers["Content-Length"]
 
 
 def test_a_photo_gives_its_faces_and_leaves_nothing(client, tmp_path, monkeypatch):
@@ -122,13 +127,43 @@ def test_webcams_are_kept_apart_bounded_and_forgotten(client, app, people, monke
     assert list(app._sessions) == ["the-next"]
 
 
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of so many black pixels, in a few kB."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_frame_is_not_unpacked_before_its_size_is_known(client, app, people, monkeypatch):
+    unpacked = []
+    monkeypatch.setattr(module.cv2, "imdecode", lambda *_: unpacked.append(True))
+    for size in ((1601, 10), (10, 1601), (12_000, 12_000), (60_000, 60_000)):
+        answer = client.post("/frame/session-a", data=bomb(*size), **LOCAL)
+        assert (answer.status_code, answer.json["error"]) == (400, "A frame has at most 1600 pixels a side.")
+    assert not unpacked
+
+    def fails(*_):
+        raise cv2.error("too many pixels")
+
+    monkeypatch.setattr(module.cv2, "imdecode", fails)
+    assert client.post("/frame/session-a", data=jpeg(people[0][:10]), **LOCAL).status_code == 400
+    assert not app._sessions
+
+
 def test_frames_of_no_use_are_refused(client, app, people):
     assert client.post("/frame/session-a", data=b"no picture", **LOCAL).status_code == 400
     assert client.post("/frame/session-a", data=b"", **LOCAL).status_code == 400
+    assert client.post("/frame/session-a", data=jpeg(people[0])[:200], **LOCAL).status_code == 400
     wide = np.zeros((10, 1700, 3), np.uint8)
     assert client.post("/frame/session-a", data=jpeg(wide), **LOCAL).status_code == 400
     assert client.post("/frame/session-a", data=b"x" * (module.FRAME_BYTES + 1), **LOCAL).status_code == 413
     assert client.post("/frame/..", data=jpeg(people[0]), **LOCAL).status_code == 404
+    assert not app._sessions  # none of them took a webcam's place
+    assert client.post("/frame/session-a", data=jpeg(people[0]), **LOCAL).status_code == 200
     with app._sessions["session-a"].lock:  # a second frame while the first is worked on does not queue
         assert client.post("/frame/session-a", data=jpeg(people[0]), **LOCAL).status_code == 503
 
@@ -170,6 +205,17 @@ def test_the_server_keeps_one_connection_for_all_frames(app, people):
         connection.close()
         with pytest.raises(UserError, match="cannot be served"):
             make_app_server(app, port=port)
+
+
+def test_an_upload_in_chunks_has_its_limit_too(app, people, monkeypatch):
+    frame = jpeg(people[0])
+    with served(app) as port:
+        for most, status in ((len(frame), 200), (len(frame) - 1, 413)):
+            monkeypatch.setattr(module, "FRAME_BYTES", most)
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.request("POST", "/frame/in-chunks", body=iter([frame[:1000], frame[1000:]]), encode_chunked=True)
+            assert connection.getresponse().status == status
+            connection.close()
 
 
 def test_a_taken_port_is_one_line(tiny_run, app, capsys):

@@ -75,6 +75,25 @@ def test_a_loop_goes_on_in_time(clip, people):
     np.testing.assert_allclose(steps, 1 / 15, atol=0.01)
 
 
+def test_a_file_that_has_gone_ends_the_loop_in_words(clip, tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_bytes(clip.read_bytes())
+    with Source(path, every_frame=True, loop=True) as source:
+        frames = iter(source)
+        next(frames)
+        path.unlink()
+        with pytest.raises(UserError, match="cannot be opened again"):
+            list(frames)
+
+
+def test_a_file_whose_frames_are_damaged_is_said(clip, tmp_path):
+    data = clip.read_bytes()
+    start = data.index(b"mdat") + 4
+    (tmp_path / "clip.mp4").write_bytes(data[:start] + data[start:].translate(bytes([0] * 256), b""))
+    with pytest.raises(UserError, match=r"cannot be opened|No frame of .* it is damaged"):
+        list(Source(tmp_path / "clip.mp4", every_frame=True).__enter__())
+
+
 def test_what_cannot_be_opened_is_said_without_its_password(tmp_path):
     with pytest.raises(UserError, match="No such source"):
         Source(str(tmp_path / "no.mp4"))
@@ -84,6 +103,8 @@ def test_what_cannot_be_opened_is_said_without_its_password(tmp_path):
     with pytest.raises(UserError, match="cannot be opened") as error:
         Source("http://me:secret@127.0.0.1:9/stream")
     assert "secret" not in str(error.value)
+    assert capture.without_password("rtsp://me:se/c@ret@host:554/a") == "rtsp://host:554/a"
+    assert capture.without_password("me@home.mp4") == "me@home.mp4"
     with pytest.raises(UserError, match="video file only"):
         Source("http://127.0.0.1:9/stream", every_frame=True)
 

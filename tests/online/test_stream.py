@@ -1,6 +1,8 @@
 import contextlib
+import errno
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -165,6 +167,62 @@ def test_what_was_recorded_is_kept_when_a_stage_fails(shots, clip, tmp_path, mon
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == 5
 
 
+@pytest.fixture
+def full_disk():
+    """No file may grow beyond 40 kB: as on a full disk, writing fails in its middle."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+def test_a_disk_that_is_full_leaves_the_video_that_was_there(suffix, tmp_path, full_disk):
+    (tmp_path / f"x{suffix}").write_text("an earlier one")
+    rng, numbers = np.random.default_rng(0), []
+
+    def record():
+        with recorder(tmp_path / f"x{suffix}", 15) as video, contextlib.suppress(OSError):  # files are finished first
+            for number in range(60):
+                numbers.append(number)
+                video.write(rng.integers(0, 256, (90, 120, 3), np.uint8), number / 15)
+
+    with pytest.raises(OSError, match="too large"):
+        record()
+    assert 0 < len(numbers) < 60
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier one"]
+
+
+def test_a_line_that_is_not_written_leaves_the_file_that_was_there(shots, clip, tmp_path, monkeypatch, capsys):
+    (tmp_path / "out.jsonl").write_text("an earlier one")
+    rows = []
+
+    def fails_later(*_):
+        rows.append(None)
+        if len(rows) > 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return "{}"
+
+    monkeypatch.setattr("tfface.online.record.json.dumps", fails_later)
+    monkeypatch.setattr(LiveFaces, "__call__", lambda *_: [])
+    monkeypatch.setattr(module, "ShotPredictor", lambda *_, **__: contextlib.nullcontext(shots))
+    words = ["stream", "--source", str(clip), "--every-frame", "--jsonl", str(tmp_path / "out.jsonl")]
+    assert cli.main(words) == 2
+    said = capsys.readouterr().err
+    assert "The disk is full" in said
+    assert "written:" not in said
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["an earlier one"]
+
+
+def test_a_video_without_a_frame_is_said_to_be_damaged(shots, clip, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cv2.VideoCapture, "read", lambda _: (False, None), raising=True)
+    monkeypatch.setattr(module, "ShotPredictor", lambda *_, **__: contextlib.nullcontext(shots))
+    for words in (["--save", str(tmp_path / "out.mp4")], ["--jsonl", str(tmp_path / "out.jsonl"), "--loop"]):
+        assert cli.main(["stream", "--source", str(clip), *words]) == 2
+        assert f"No frame of {clip} could be read; it is damaged" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_bad_words_are_one_line(clip, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     for words, said in (
@@ -175,6 +233,7 @@ def test_bad_words_are_one_line(clip, tmp_path, capsys, monkeypatch):
         (["--source", str(clip), "--jsonl", str(clip)], "different files"),
         (["--source", str(clip), "--save", "x.mp4", "--jsonl", "./x.mp4"], "different files"),
         (["--source", str(clip), "--jsonl", "x.jsonl", "--seconds", "nan"], "above 0"),
+        (["--source", "rtsp://me:se/cret@x", "--save", "x.mp4", "--jsonl", "x.mp4"], "Received: rtsp://x, x.mp4"),
         (["--source", "9" * 20, "--jsonl", "x.jsonl"], "No such source"),
         (["--source", "²", "--jsonl", "x.jsonl"], "No such source"),
         *([(["--source", str(clip), "--show"], "no screen")] if sys.platform.startswith("linux") else []),

@@ -187,15 +187,28 @@ def test_the_label_leaves_before_its_version_does(copies, monkeypatch):
         bundles.roll_back(copies)
 
 
+def test_folders_of_somebody_are_no_models(copies):
+    for place in ("backups/2024", "my model/7", "faces/2024"):
+        (copies / place).mkdir(parents=True)
+    before = (copies / "models.config").read_text()
+    bundles._write_configuration(copies)
+    assert (copies / "models.config").read_text() == before
+
+
 def test_a_number_is_not_given_twice(copies, small_run, monkeypatch):
+    def made(run, folder):
+        folder.mkdir(parents=True)
+        (folder / "saved_model.pb").touch()
+
     monkeypatch.setattr(bundles, "check_saved_model", lambda folder: None)
     monkeypatch.setattr(bundles, "_write_warm_up", lambda *arguments: None)
-    monkeypatch.setattr("tfface.serving.export.export_saved_model", lambda run, folder: folder.mkdir(parents=True))
+    monkeypatch.setattr("tfface.serving.export.export_saved_model", made)
     bundles.roll_back(copies, wait=0)
     assert bundles.publish(small_run, copies, "faces").name == "4"
     assert labels_of(copies) == {"stable": 4, "previous": 2}
-    assert bundles.publish(small_run, copies).parent.name == "gender"
-    assert labels_of(copies, "gender") == {"stable": 1}
+    (copies / "gender" / "6").mkdir(parents=True)  # of somebody
+    assert bundles.publish(small_run, copies) == copies / "gender" / "7"
+    assert labels_of(copies, "gender") == {"stable": 7}
     with pytest.raises(UserError, match="Expected one of: faces, gender"):
         bundles.roll_back(copies)
 

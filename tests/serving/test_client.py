@@ -1,5 +1,9 @@
+import http.server
+import io
 import json
 import socket
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -65,6 +69,24 @@ def test_crops_go_as_they_are(url, small_run, tmp_path, capsys):
         (face,) = row["faces"]
         assert face["box"] == [0, 0, *images[0].shape[1::-1]]
         assert list(face["probabilities"]["gender"].values()) == pytest.approx(wanted.tolist(), abs=1e-4)
+
+
+def test_crops_that_a_server_would_see_otherwise_go_as_they_are_read(tmp_path):
+    image = synthesize.face(3_000_000).image
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(np.rot90(image)).save(tmp_path / "turned.jpg", exif=turned)
+    veil = np.full((*image.shape[:2], 1), 100, np.uint8)
+    Image.fromarray(np.concatenate([image, veil], axis=2)).save(tmp_path / "clear.png")
+    Image.fromarray(image).quantize(16).save(tmp_path / "palette.png", transparency=3)
+    Image.fromarray(image).save(tmp_path / "plain.jpg")
+    for name in ("turned.jpg", "clear.png", "palette.png"):
+        photo, data = client._read(tmp_path / name, crop=True)
+        with Image.open(io.BytesIO(data)) as sent:
+            assert sent.mode == "RGB"
+            assert not sent.getexif()
+            np.testing.assert_array_equal(np.asarray(sent), photo)
+    assert client._read(tmp_path / "plain.jpg", crop=True)[1] == (tmp_path / "plain.jpg").read_bytes()
 
 
 def test_many_crops_are_several_requests(model_server, monkeypatch):
@@ -136,17 +158,133 @@ def test_the_other_protocols_port_is_said(model_server):
             server.card()
 
 
-@pytest.mark.parametrize("url", ["ftp://host:1", "http://", "http://host:8501/v1/models/arg", "two words"])
+@pytest.fixture
+def answers():
+    """A server that answers as it is told to: `answers(status, parts, length)` gives its address."""
+    servers = []
+
+    def start(status, parts, length=None):
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                self.rfile.read(int(self.headers["Content-Length"]))
+                self.send_response(status)
+                self.send_header("Content-Length", str(length or sum(map(len, parts))))
+                self.end_headers()
+                try:
+                    for number, part in enumerate(parts):
+                        time.sleep(0.1 * bool(number))
+                        self.wfile.write(part)
+                    if length == STALLS:
+                        time.sleep(1)
+                except OSError:
+                    pass  # the client has gone
+
+            def log_message(self, *_):
+                pass
+
+        servers.append(http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler))
+        servers[-1].daemon_threads = True
+        threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
+        return f"http://127.0.0.1:{servers[-1].server_port}"
+
+    yield start
+    for server in servers:
+        server.shutdown()
+
+
+STALLS, CUT = 100, 99
+"""Lengths that are promised and not kept."""
+
+
+@pytest.mark.parametrize(
+    ("status", "parts", "length", "said"),
+    [
+        (200, [b" "] * 20, None, "did not answer within 0.5 s"),  # each byte comes in time
+        (503, [b" "] * 20, None, "did not answer within 0.5 s"),
+        (200, [b'{"out'], STALLS, "did not answer within 0.5 s"),
+        (503, [b'{"err'], STALLS, "did not answer within 0.5 s"),
+        (200, [b'{"out'], CUT, "does not speak its REST"),
+        (503, [b'{"err'], CUT, "HTTP 503"),
+    ],
+)
+def test_answers_that_trickle_stall_or_are_cut(answers, status, parts, length, said):
+    begun = time.monotonic()
+    with pytest.raises(UserError, match=said):
+        client.connect(answers(status, parts, length), timeout=0.5).card()
+    assert time.monotonic() - begun < 1.5
+
+
+CARD = {"recipe": {"recipe": "gender"}, "landmarks": None}
+
+
+@pytest.mark.parametrize(
+    "outputs",
+    [{"foo": [1]}, ["not json"], ["{}"], [], ["3"], [json.dumps({"recipe": "gender", "landmarks": None})], [None]],
+)
+def test_what_is_no_card_is_one_line(answers, outputs):
+    with pytest.raises(UserError, match="answered what no model of tfface answers"):
+        client.connect(answers(200, [json.dumps({"outputs": outputs}).encode()])).card()
+
+
+GOOD = {"gender_probabilities": [[0.5, 0.5]] * 2, "gender_classes": [["a", "b"]] * 2, "age": [3, 4.5]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"gender_probabilities": [[0.5, 0.5]]}, "expected 2 rows"),
+        ({"gender_probabilities": [[0.5, 0.5], [1]]}, "rows of one output differ"),
+        ({"gender_classes": [["a"]] * 2}, "does not name the columns"),
+        ({"gender_classes": None}, "does not name the columns"),
+        ({"age": [None, 3]}, "age is not numbers, one a face"),
+        ({"age": [3, float("nan")]}, "age is not numbers, one a face"),
+        ({"age": [[1, 2]] * 2}, "age is not numbers, one a face"),
+        ({"gender_probabilities": [["x", "y"]] * 2}, "is not a row of numbers, one a face"),
+        ({"age": 3}, "expected 2 rows"),
+    ],
+)
+def test_answers_of_no_model_are_one_line(answers, changes, said):
+    address = answers(200, [json.dumps({"outputs": {**GOOD, **changes}}).encode()])
+    with pytest.raises(UserError, match="answered what no model of tfface answers") as error:
+        client.ask(client.connect(address), [b"", b""])
+    assert said in str(error.value)
+
+
+def test_answers_that_lack_outputs_are_one_line(answers):
+    lacking = answers(200, [json.dumps({"outputs": {"gender": ["a"], "x": [1]}}).encode()])
+    with pytest.raises(UserError, match="neither age nor probabilities"):
+        client.ask(client.connect(lacking), [b""])
+    without = answers(200, [json.dumps({"outputs": GOOD}).encode()])
+    assert client.ask(client.connect(without), [b"", b""])["age"].tolist() == [3, 4.5]
+    with pytest.raises(UserError, match="the output embedding is missing"):
+        client.ask(client.connect(without), [b"", b""], embeddings=True)
+
+
+def test_passwords_are_not_said():
+    with pytest.raises(UserError, match=r"answers at http://127\.0\.0\.1:9") as error:
+        client.connect("http://me:secret@127.0.0.1:9", timeout=5).card()
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("ftp://host:1", "http://", "http://host:8501/v1/models/arg", "two words"),
+        *("http://[::1", "http://host:port", "host:99999", "http://me:secret@host:port"),
+    ],
+)
 def test_addresses_of_another_kind(url):
-    with pytest.raises(UserError, match="URL must be"):
+    with pytest.raises(UserError, match="URL must be") as error:
         client.connect(url)
+    assert "secret" not in str(error.value)
 
 
 def test_a_version_and_a_label_or_no_time_at_all():
     with pytest.raises(UserError, match="not both"):
         client.connect("host:8500", version=1, label="stable")
-    with pytest.raises(UserError, match="more than 0"):
-        client.connect("host:8500", timeout=0)
+    for seconds in (0, float("nan"), float("inf"), 1e300):
+        with pytest.raises(UserError, match="more than 0"):
+            client.connect("host:8500", timeout=seconds)
 
 
 def test_ages_are_read_from_named_outputs():

@@ -2,6 +2,7 @@ import copy
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -113,6 +114,28 @@ def test_a_batch_is_the_same_as_one_by_one(predictor, group):
     for one, other in zip(together[0], together[2], strict=True):
         assert one.label("gender") == other.label("gender")
         assert one.age == pytest.approx(other.age, abs=1e-2)
+
+
+def test_one_photo_without_a_list_is_said(predictor, group):
+    with pytest.raises(UserError, match=r"pass \[photo\]"):
+        predictor(group[1])
+    assert len(predictor(group[1][None])[0]) == 5
+
+
+def test_crops_of_another_kind_are_said(predictor):
+    height, width = predictor.recipe.image_size
+    crops = np.zeros((2, height, width, 3), np.uint8)
+    assert len(predictor.predict_crops(crops[:1])["gender"]) == 1
+    for wrong, said in (
+        (crops[:, 1:], f"have shape (2, {height - 1}, {width}, 3)"),  # it would end the process
+        (crops[0], "crop[None]"),
+        (crops[:0], "no crops"),
+        (crops / 255, "dtype float64"),
+        (list(crops), "are a list"),
+    ):
+        with pytest.raises(UserError, match=re.escape(said)) as error:
+            predictor.predict_crops(wrong)
+        assert f"expected a uint8 array (n, {height}, {width}, 3)" in str(error.value)
 
 
 def test_predict_goes_on_after_broken_photos(tiny_run, group, tmp_path, capsys):

@@ -115,7 +115,8 @@ class CutDetector:
     """Notices that a video has cut to another picture, after which no track goes on.
 
     Without it a face that stands by chance where another stood before the cut would inherit its number and its shots.
-    Two frames belong together while their thumbnails correlate: the correlation does not mind a change of light.
+    Two frames belong together while their thumbnails correlate: the correlation does not mind a change of light. What
+    shows nothing, as in a fade through black, is passed over: the scene after it is compared with the one before.
 
     Args:
         least: correlation of neighbouring frames' thumbnails below which there is a cut between them.
@@ -123,6 +124,9 @@ class CutDetector:
 
     SIZE = (32, 18)
     """Width and height of a thumbnail, pixels."""
+
+    BLANK = 2.0
+    """Standard deviation of a thumbnail, grey levels, below which a frame shows nothing."""
 
     def __init__(self, least: float = 0.5):
         self.least = least
@@ -132,8 +136,9 @@ class CutDetector:
         """Whether there was a cut before this frame, (height, width, 3), uint8."""
         small = cv2.resize(image, self.SIZE, interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
         small -= small.mean()
+        if small.std() < self.BLANK:
+            return False
         before, self._before = self._before, small
         if before is None:
             return False
-        energy = np.sqrt((small @ small) * (before @ before))
-        return bool(energy > 0 and small @ before < self.least * energy)
+        return bool(small @ before < self.least * np.sqrt((small @ small) * (before @ before)))

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import importlib.resources
+import io
 import json
 import re
 import secrets
 import socket
+import struct
 import sys
 import threading
 import time
@@ -22,7 +24,16 @@ from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
-from werkzeug.exceptions import BadRequest, Forbidden, Gone, HTTPException, NotFound, ServiceUnavailable
+from PIL import Image
+from werkzeug.exceptions import (
+    BadRequest,
+    Forbidden,
+    Gone,
+    HTTPException,
+    NotFound,
+    RequestEntityTooLarge,
+    ServiceUnavailable,
+)
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 from werkzeug.wrappers import Request, Response
 
@@ -101,7 +112,7 @@ class App:
 
     def _answer(self, request: Request) -> Response:
         match request.method, request.path.strip("/").split("/"):
-            case "GET", [""]:
+            case "GET" | "HEAD", [""]:
                 return self._show_page()
             case "POST", ["photo"]:
                 return _json(self._photo(_body(request, PHOTO_BYTES)))
@@ -142,18 +153,14 @@ class App:
         return _found(photo, [face.to_json() for face in faces])
 
     def _frame(self, name: str, data: bytes) -> dict:
+        begun = time.monotonic()
+        image = _decode_frame(data)  # first, so that what is no picture takes no webcam's place
         session = self._session(name)
         if not session.lock.acquire(blocking=False):
             raise ServiceUnavailable("The frame before is still being worked on: send the next one after its answer.")
         try:
-            begun = session.seen = time.monotonic()
-            # Not read_photo: a browser's own JPEGs need none of its care, and this takes a third of the time.
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
-            if image is None:
-                raise BadRequest("A frame is a JPEG or PNG picture.")
-            if max(image.shape) > LONGEST_SIDE:
-                raise BadRequest(f"A frame has at most {LONGEST_SIDE} pixels a side.")
-            faces = session.live(image, begun)
+            session.seen = time.monotonic()
+            faces = session.live(image, session.seen)
             if self.shots.failure:
                 raise self.shots.failure
             self.shots.timing.note("frame", time.monotonic() - begun)
@@ -177,8 +184,31 @@ class App:
 
 
 def _body(request: Request, most: int) -> bytes:
-    request.max_content_length = most  # more is refused (413) before it is read
-    return request.get_data(cache=False)
+    request.max_content_length = most + 1  # what says that it is more is refused (413) before it is read
+    data = request.get_data(cache=False)
+    if len(data) > most:  # one that comes in chunks does not say its length, and would be cut off
+        raise RequestEntityTooLarge
+    return data
+
+
+def _decode_frame(data: bytes) -> np.ndarray:
+    """Not `read_photo`: a browser's own JPEGs need none of its care, and this takes a third of the time."""
+    try:
+        with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as header:
+            size = header.size
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        size = (LONGEST_SIDE + 1,)
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error):  # as `read_photo`
+        size = ()
+    if size and max(size) > LONGEST_SIDE:  # by the header alone: a bomb is not unpacked
+        raise BadRequest(f"A frame has at most {LONGEST_SIDE} pixels a side.")
+    try:
+        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if size else None
+    except cv2.error:
+        image = None
+    if image is None:
+        raise BadRequest("A frame is a JPEG or PNG picture.")
+    return image
 
 
 def _found(image: np.ndarray, faces: list[dict]) -> dict:

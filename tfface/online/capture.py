@@ -88,6 +88,11 @@ class Channel:
             self._changed.notify_all()
 
 
+def without_password(name: str) -> str:
+    """A name to be shown: of a URL, without the user and the password that it may hold."""
+    return re.sub(r"//.*@", "//", name)  # to the last @: a password may hold "/" and "@"
+
+
 @dataclass(frozen=True, eq=False)
 class Frame:
     """One picture of a source.
@@ -125,7 +130,7 @@ class Source:
         self, name: str, every_frame: bool = False, loop: bool = False, say: Callable[[str], None] | None = None
     ):
         self.name = str(name)
-        self.label = re.sub(r"//[^/@]*@", "//", self.name)
+        self.label = without_password(self.name)
         """The name without the password that a URL may hold."""
         self.camera = int(self.name) if re.fullmatch("[0-9]{1,4}", self.name) else None
         self.is_file = not (self.camera is not None or "://" in self.name)
@@ -159,9 +164,15 @@ class Source:
         self.close()
 
     def __iter__(self) -> Iterator[Frame]:
-        """The frames, until the source ends or is closed."""
+        """The frames, until the source ends or is closed.
+
+        Raises:
+            UserError: a file holds no frame that can be read, or has gone at the end of a loop.
+        """
         while (frame := self.frames.get()) is not None:
             yield frame
+        if self.failure:
+            raise self.failure
 
     def close(self) -> None:
         """Stops reading; frames that nobody took are thrown away."""
@@ -202,12 +213,19 @@ class Source:
         while not self._stop.is_set():
             read, image = self._capture.read()
             if not read:
+                if self.is_file and not number:
+                    raise UserError(f"No frame of {self.label} could be read; it is damaged. Copy or convert it again.")
                 if self.is_file and not (self.loop and position):
                     return
                 if self.is_file:
                     offset, position = last + 1 / self.rate, 0
                     self._capture.release()
                     self._capture = self._open()
+                    if self._capture is None:
+                        raise UserError(
+                            f"{self.label} cannot be opened again: expected the file to stay while it is looped. "
+                            "Put it back, then run again."
+                        )
                 elif not self._reopen():
                     return
                 continue

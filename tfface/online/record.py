@@ -25,7 +25,8 @@ BETWEEN_KEYS = 2.0
 class Recorder:
     """An H.264 video whose frames stand at their own times, so it plays at the pace of life though frames were dropped.
 
-    It is written in fragments: what a killed process leaves behind can be played but for its last seconds.
+    It is written in fragments: what a killed process leaves behind can be played but for its last seconds. Where a
+    frame could not be written, `close` raises that error again: the video is not whole.
 
     Args:
         path: where; ends in .mp4 or .mkv.
@@ -41,6 +42,7 @@ class Recorder:
         self._rate = round(rate)
         self._stream = None
         self._last = -1
+        self._failure: Exception | None = None
 
     def write(self, image: np.ndarray, time: float) -> None:
         """Adds a frame.
@@ -49,6 +51,13 @@ class Recorder:
             image: (height, width, 3), uint8, RGB. Its size is that of the first one, or is brought to it.
             time: seconds since the first frame.
         """
+        try:
+            self._write(image, time)
+        except Exception as error:
+            self._failure = error
+            raise
+
+    def _write(self, image: np.ndarray, time: float) -> None:
         if self._stream is None:
             self._begin(*image.shape[:2])
         width, height = self._stream.width, self._stream.height
@@ -61,9 +70,13 @@ class Recorder:
 
     def close(self) -> None:
         """Writes what the encoder still holds."""
-        if self._stream is not None:
-            self._container.mux(self._stream.encode(None))
-        self._container.close()
+        try:
+            if self._stream is not None and not self._failure:
+                self._container.mux(self._stream.encode(None))
+        finally:
+            self._container.close()
+        if self._failure:
+            raise self._failure
 
     def _begin(self, height: int, width: int) -> None:
         options = {"preset": "veryfast", "crf": "23", "tune": "zerolatency", "g": str(round(BETWEEN_KEYS * self._rate))}
@@ -93,9 +106,23 @@ def recorder(path: str | Path, rate: float) -> Iterator[Recorder]:
 
 @contextlib.contextmanager
 def json_lines(path: str | Path) -> Iterator[Callable[[dict], None]]:
-    """Gives a function that writes an object as a line of JSON: to standard output if `path` is "-", else aside."""
+    """Gives a function that writes an object as a line of JSON: to standard output if `path` is "-", else aside.
+
+    An error of the function is raised again at the end, so that a file that lacks lines is not renamed to `path`.
+    """
     if str(path) == "-":
         yield lambda row: print(json.dumps(row), file=sys.stdout, flush=True)
         return
+    failures = []
     with files.written_aside(path) as aside, open(aside, "w", buffering=1) as stream:
-        yield lambda row: print(json.dumps(row), file=stream)
+
+        def write(row: dict) -> None:
+            try:
+                print(json.dumps(row), file=stream)
+            except Exception as error:
+                failures.append(error)
+                raise
+
+        yield write
+        if failures:  # the file is not whole
+            raise failures[0]

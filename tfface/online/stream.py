@@ -26,7 +26,7 @@ import numpy as np
 
 from tfface.errors import UserError
 from tfface.faces.draw import annotate
-from tfface.online.capture import Channel, Frame, Source
+from tfface.online.capture import Channel, Frame, Source, without_password
 from tfface.online.live import LiveFaces, TrackedFace, load_live_detector
 from tfface.online.record import json_lines, recorder
 from tfface.online.shots import ShotPredictor
@@ -183,7 +183,8 @@ def stream(
         raise UserError(f"--seconds must be a number above 0. Received: {seconds}.")
     places = [Path(place).resolve() for place in (source, save, jsonl) if place and str(place) != "-"]
     if len(places) > len(set(places)):
-        raise UserError(f"The video, --save and --jsonl must be different files. Received: {source}, {save}, {jsonl}.")
+        shown = without_password(source)
+        raise UserError(f"The video, --save and --jsonl must be different files. Received: {shown}, {save}, {jsonl}.")
     if not (show or save or jsonl):
         show = True
     if show:
@@ -208,8 +209,10 @@ def stream(
                     logged = now
                 if seconds and now - begun > seconds:
                     running.stop()
-        except Exception as error:  # the files are finished first: what was recorded is not lost
-            failure = error
+        except Exception as error:
+            if not running.frames:
+                raise
+            failure = error  # the files are finished first: what was recorded is not lost
         finally:
             if show:
                 cv2.destroyAllWindows()

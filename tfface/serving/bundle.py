@@ -101,7 +101,7 @@ def publish(run: Run, bundle: str | Path, name: str = "") -> Path:
             _write_warm_up(staging, name, recipe.image_size)
             check_saved_model(staging)
             # Numbers of versions that were taken back are not given again: a client may have seen them.
-            taken = [*_versions(bundle / name), *_withdrawn(bundle / name)]
+            taken = [*_numbers(bundle / name), *_withdrawn(bundle / name)]
             version = bundle / name / str(max(taken, default=0) + 1)
             staging.rename(version)
         finally:
@@ -285,7 +285,12 @@ def _models(bundle: Path) -> list[str]:
 
 
 def _versions(model: Path) -> list[int]:
-    """Versions that the server sees, rising."""
+    """Versions that the server can load, rising."""
+    return [number for number in _numbers(model) if (model / str(number) / "saved_model.pb").exists()]
+
+
+def _numbers(model: Path) -> list[int]:
+    """Numbers of the folders of a model, rising, whatever they hold."""
     return sorted(int(path.name) for path in model.glob("*/") if path.name.isdecimal())
 
 

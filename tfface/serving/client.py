@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import functools
 import http.client
+import io
 import json
 import re
 import sys
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -15,16 +17,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import ExifTags, Image
 
 from tfface.data.pipeline import in_groups
 from tfface.errors import UserError
 from tfface.faces.detect import Detector
 from tfface.faces.photos import find_photos, read_photo
+from tfface.online.capture import without_password
 from tfface.recipes import RECIPES
 from tfface.serving.predictor import FaceAttributes, Predictor, face_detector
 
 FACES_AT_ONCE = 32
 PHOTOS_AT_ONCE = 8
+
+LONGEST_TIMEOUT = 86_400.0
+"""Seconds, a day: sockets know no infinity."""
 
 ONLY_OUTPUT = {"card": "card", "embeddings": "embedding", "jpeg_embeddings": "embedding"}
 """Signature -> its one output."""
@@ -40,21 +47,28 @@ def connect(
         name: name of the model.
         version: number of its version; None: the newest that is loaded.
         label: label of its version, such as "stable"; not together with `version`.
-        timeout: seconds that an answer may take, > 0.
+        timeout: seconds that an answer may take, > 0, at most a day.
 
     Raises:
-        UserError: an address of another kind, a version and a label, or a timeout of 0.
+        UserError: an address of another kind, a version and a label, or a timeout out of range.
     """
     scheme, _, rest = url.rpartition("://")
     place = rest.rstrip("/")
-    if scheme not in ("", "grpc", "http", "https") or not place or "/" in place or " " in place:
+    try:
+        sound = bool(place) and "/" not in place and " " not in place and urllib.parse.urlsplit(f"//{place}").port != 0
+    except ValueError:  # brackets without their like, or a port that is no number
+        sound = False
+    if scheme not in ("", "grpc", "http", "https") or not sound:
         raise UserError(
-            f"URL must be http://HOST:8501 (REST) or HOST:8500 (gRPC), without a path behind it. Received: {url}."
+            "URL must be http://HOST:8501 (REST) or HOST:8500 (gRPC), without a path behind it. "
+            f"Received: {without_password(url)}."
         )
     if version is not None and label:
         raise UserError(f"Name a version or a label, not both. Received: version {version}, label {label}.")
-    if timeout <= 0:
-        raise UserError(f"The timeout must be more than 0 seconds. Received: {timeout:g}.")
+    if not 0 < timeout <= LONGEST_TIMEOUT:
+        raise UserError(
+            f"The timeout must be more than 0 seconds and at most {LONGEST_TIMEOUT:g}. Received: {timeout:g}."
+        )
     kind = Rest if scheme.startswith("http") else Grpc
     return kind(f"{scheme}://{place}" if kind is Rest else place, name, version, label, timeout)
 
@@ -69,6 +83,7 @@ class Server:
 
     def __init__(self, address: str, name: str, version: int | None, label: str, timeout: float):
         self.address, self.name, self.version, self.label, self.timeout = address, name, version, label, timeout
+        self.shown = without_password(address)
 
     def predict(self, signature: str, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs of a signature.
@@ -86,8 +101,54 @@ class Server:
         raise NotImplementedError
 
     def card(self) -> dict:
-        """What the model says of itself: recipe, outputs, landmarks of its crops, embedding."""
-        return json.loads(self.predict("card", {"query": np.array([b""], object)})["card"][0])
+        """What the model says of itself: recipe, outputs, landmarks of its crops, embedding.
+
+        Raises:
+            UserError: as `predict`, or what answers is no card.
+        """
+        outputs = self.predict("card", {"query": np.array([b""], object)})
+        self.check("card", outputs, 1, ("card",))
+        try:
+            card = json.loads(outputs["card"][0])
+            card["recipe"]["recipe"], card["landmarks"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise self.strange("card", "its card is no JSON object with recipe and landmarks") from error
+        return card
+
+    def check(self, signature: str, outputs: Mapping[str, np.ndarray], count: int, needed: Sequence[str] = ()) -> None:
+        """Looks at an answer before it is used.
+
+        Args:
+            signature: what was asked.
+            outputs: what came.
+            count: rows that each output must have.
+            needed: outputs that must be there.
+
+        Raises:
+            UserError: an output is missing, has other rows than were asked for, or holds no numbers where it should.
+        """
+        for name in needed:
+            if name not in outputs:
+                raise self.strange(signature, f"the output {name} is missing; received: {', '.join(outputs) or 'none'}")
+        for name, values in outputs.items():
+            if values.shape[:1] != (count,):
+                raise self.strange(signature, f"{name} has shape {values.shape}, expected {count} rows")
+            sides = {"age": 1, "age_spread": 1, "embedding": 2}.get(name, 2 if name.endswith("_probabilities") else 0)
+            if not sides:
+                continue
+            if values.ndim != sides or values.dtype.kind not in "fiu" or not np.isfinite(values).all():
+                raise self.strange(signature, f"{name} is not {'' if sides == 1 else 'a row of '}numbers, one a face")
+            task = name.removesuffix("_probabilities")
+            classes = outputs.get(f"{task}_classes")
+            if task != name and (classes is None or classes.shape != values.shape):
+                raise self.strange(signature, f"{task}_classes does not name the columns of {name}")
+
+    def strange(self, signature: str, reason: str) -> UserError:
+        """The error for an answer that is none of a model of tfface."""
+        return UserError(
+            f"The {self.wanted()} at {self.shown} answered what no model of tfface answers (signature {signature}): "
+            f"{reason}. Was it published by `tfface export --bundle`?"
+        )
 
     def wanted(self) -> str:
         """The model that is asked for, in words."""
@@ -96,27 +157,27 @@ class Server:
 
     def _absent(self, reason) -> UserError:
         return UserError(
-            f"No TensorFlow Serving answers at {self.address} ({reason}). Expected REST at http://HOST:8501 or gRPC at "
+            f"No TensorFlow Serving answers at {self.shown} ({reason}). Expected REST at http://HOST:8501 or gRPC at "
             "HOST:8500; check the address and that the server runs."
         )
 
     def _late(self) -> UserError:
         return UserError(
-            f"{self.address} did not answer within {self.timeout:g} s. Give it longer with --timeout, or see whether "
+            f"{self.shown} did not answer within {self.timeout:g} s. Give it longer with --timeout, or see whether "
             "it is overloaded."
         )
 
     def _refused(self, signature: str, missing: bool, said: str) -> UserError:
         said = " ".join(said.split())
         if missing:
-            return UserError(f"{self.address} has no {self.wanted()}; name another with --name. It said: {said}")
+            return UserError(f"{self.shown} has no {self.wanted()}; name another with --name. It said: {said}")
         # Names of nodes in other refusals hold the word too.
         if re.search(r"signature (key|name)|match signature", said, re.IGNORECASE):
             return UserError(
-                f"The {self.wanted()} at {self.address} has no signature {signature} of this kind; was it published by "
+                f"The {self.wanted()} at {self.shown} has no signature {signature} of this kind; was it published by "
                 f"`tfface export --bundle`? It said: {said}"
             )
-        return UserError(f"{self.address} refused the request for {self.wanted()}, signature {signature}: {said}")
+        return UserError(f"{self.shown} refused the request for {self.wanted()}, signature {signature}: {said}")
 
 
 class Rest(Server):
@@ -131,13 +192,16 @@ class Rest(Server):
             ).encode(),
             {"Content-Type": "application/json"},
         )
+        end = time.monotonic() + self.timeout
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as answer:
-                outputs = json.load(answer)["outputs"]
+                outputs = json.loads(_read_until(answer, end))["outputs"]
         except urllib.error.HTTPError as error:
             try:
-                said = json.load(error)["error"]
-            except (ValueError, LookupError, TypeError):
+                said = str(json.loads(_read_until(error, end))["error"])
+            except TimeoutError as late:
+                raise self._late() from late
+            except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
                 raise self._absent(f"HTTP {error.code}, not TensorFlow Serving's words") from error
             if error.code == 504:
                 raise self._late() from error
@@ -150,7 +214,24 @@ class Rest(Server):
             raise self._absent(f"what answers does not speak its REST: {type(error).__name__}") from error
         if not isinstance(outputs, dict):  # of a signature with one output, the bare array
             outputs = {ONLY_OUTPUT.get(signature, signature): outputs}
-        return {key: np.asarray(value) for key, value in outputs.items()}
+        try:
+            return {key: np.asarray(value) for key, value in outputs.items()}
+        except ValueError as error:
+            raise self.strange(signature, "rows of one output differ in length") from error
+
+
+def _read_until(answer, end: float) -> bytes:
+    """The body of an HTTP answer; a socket's own timeout begins anew with each byte.
+
+    Raises:
+        TimeoutError: it is not whole at `end`, `time.monotonic()` seconds.
+    """
+    parts = []
+    while part := answer.read1(1 << 16):
+        parts.append(part)
+        if time.monotonic() > end:
+            raise TimeoutError
+    return b"".join(parts)
 
 
 class Grpc(Server):
@@ -202,6 +283,12 @@ def _plain(value: np.ndarray):
     return value.tolist()
 
 
+def _png(photo: np.ndarray) -> bytes:
+    import cv2
+
+    return cv2.imencode(".png", photo[:, :, ::-1])[1].tobytes()
+
+
 def ask(server: Server, crops: Sequence[bytes], embeddings: bool = False) -> dict[str, np.ndarray]:
     """Outputs of the signature `jpeg`, and of `jpeg_embeddings` where asked for, over any number of crops.
 
@@ -212,13 +299,25 @@ def ask(server: Server, crops: Sequence[bytes], embeddings: bool = False) -> dic
 
     Returns:
         Output -> `(n, ...)`.
+
+    Raises:
+        UserError: as `Server.predict`, or what answers is no model of tfface.
     """
-    parts = []
+    parts, shapes = [], {}
     for group in in_groups(crops, FACES_AT_ONCE):
         inputs = {"jpeg": np.array(group, object)}
-        parts.append(server.predict("jpeg", inputs))
+        part = server.predict("jpeg", inputs)
+        server.check("jpeg", part, len(group))
+        if not any(name == "age" or name.endswith("_probabilities") for name in part):
+            raise server.strange("jpeg", f"neither age nor probabilities; received: {', '.join(part) or 'none'}")
         if embeddings:
-            parts[-1] |= server.predict("jpeg_embeddings", inputs)
+            more = server.predict("jpeg_embeddings", inputs)
+            server.check("jpeg_embeddings", more, len(group), ("embedding",))
+            part |= more
+        before, shapes = shapes, {name: values.shape[1:] for name, values in part.items()}
+        if before and before != shapes:
+            raise server.strange("jpeg", "one request has other outputs than the one before")
+        parts.append(part)
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
@@ -259,12 +358,14 @@ class RemotePredictor(Predictor):
         self.landmarks, self.stretch = card["landmarks"], card.get("stretch", 1.0)
         if not self.landmarks:
             raise UserError(
-                f"The {server.wanted()} at {server.address} does not say where its crops have eyes, nose and mouth: "
+                f"The {server.wanted()} at {server.shown} does not say where its crops have eyes, nose and mouth: "
                 "faces in photos cannot be aligned to them. Send aligned crops, with --crops."
             )
+        if np.shape(self.landmarks) != (5, 2):
+            raise server.strange("card", "its landmarks are not five points")
         if card["recipe"]["recipe"] not in RECIPES:
             raise UserError(
-                f"The {server.wanted()} at {server.address} is of the recipe {card['recipe']['recipe']}, which this "
+                f"The {server.wanted()} at {server.shown} is of the recipe {card['recipe']['recipe']}, which this "
                 "version of tfface has not. Install the version that published it."
             )
         self.recipe = RECIPES[card["recipe"]["recipe"]].from_json(card["recipe"])
@@ -279,10 +380,7 @@ class RemotePredictor(Predictor):
         Returns:
             Output -> `(n, ...)`.
         """
-        import cv2
-
-        encoded = [cv2.imencode(".png", crop[:, :, ::-1])[1].tobytes() for crop in crops]
-        return ask(self.server, encoded, self.embeddings)
+        return ask(self.server, [_png(crop) for crop in crops], self.embeddings)
 
     def attributes(self, box, score: float, outputs: dict[str, np.ndarray]) -> FaceAttributes:
         """One face from its row of every output, see `served_face`."""
@@ -296,7 +394,8 @@ def predict_photos(server: Server, paths, detector="mtcnn", crops=False, embeddi
         server: from `connect`.
         paths: photos, folders or globs.
         detector: name of a detector.
-        crops: the photos are aligned crops already: their bytes are sent as they are.
+        crops: the photos are aligned crops already: their bytes are sent as they are, but for pictures that EXIF
+            turns or that are transparent, which servers would see otherwise.
         embeddings: also print embeddings.
 
     Returns:
@@ -347,4 +446,8 @@ def _read(path: Path, crop: bool) -> tuple[np.ndarray, bytes]:
     data = path.read_bytes()
     if not data.startswith((b"\xff\xd8", b"\x89PNG")):
         raise UserError(f"{path} is neither JPEG nor PNG, which the server decodes; convert it, or leave out --crops")
+    with Image.open(io.BytesIO(data)) as image:
+        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+        if turned or image.has_transparency_data:
+            data = _png(photo)
     return photo, data

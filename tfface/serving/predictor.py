@@ -147,7 +147,12 @@ class Predictor:
 
         Returns:
             For each photo its faces, the surest detection first; empty where none was found.
+
+        Raises:
+            UserError: one photo without a list about it, or one that is no such array.
         """
+        if isinstance(photos, np.ndarray) and photos.ndim != 4:  # a list of its rows would be looked at as photos
+            raise UserError(f"a predictor takes a sequence of photos, received shape {photos.shape}; pass [photo]")
         photos = list(photos)
         found = self.detector(photos)
         crops = [
@@ -182,11 +187,15 @@ class Predictor:
         """Outputs of the model for aligned crops, averaged over the recipe's test views.
 
         Args:
-            crops: `(n, height, width, 3)` uint8 of the recipe's image size.
+            crops: `(n, height, width, 3)` uint8 of the recipe's image size, n >= 1.
 
         Returns:
             Task -> `(n, width)` float32.
+
+        Raises:
+            UserError: anything else.
         """
+        _check_crops(crops, tuple(self.recipe.image_size))  # another size ends the process, in oneDNN
         views = [crops, crops[:, :, ::-1]] if self.recipe.test_mirror else [crops]
         results = [self._forward(view) for view in views]
         return {name: np.mean([result[name] for result in results], axis=0) for name in results[0]}
@@ -228,6 +237,19 @@ class Predictor:
             embedding = embedding / np.linalg.norm(embedding)  # several views or shots were averaged
         box = tuple(float(value) for value in box)
         return FaceAttributes(box, float(score), probabilities, age, spread, embedding)
+
+
+def _check_crops(crops, size: tuple[int, int]) -> None:
+    height, width = size
+    expected = f"expected a uint8 array (n, {height}, {width}, 3) with n of 1 and more"
+    if not isinstance(crops, np.ndarray):
+        raise UserError(f"crops are a {type(crops).__name__}; {expected}: np.stack makes one of a list")
+    if crops.ndim == 4 and not len(crops):
+        raise UserError(f"no crops were received, their shape is {crops.shape}; {expected}: ask for one at least")
+    if crops.ndim != 4 or crops.shape[1:] != (*size, 3):
+        raise UserError(f"crops have shape {crops.shape}; {expected}: align or resize them, and pass one as crop[None]")
+    if crops.dtype != np.uint8:
+        raise UserError(f"crops have dtype {crops.dtype}; {expected}: scale them to [0, 255] and round them")
 
 
 def face_detector(detector: str | Detector) -> Detector:
