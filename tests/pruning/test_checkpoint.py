@@ -98,6 +98,26 @@ def test_a_file_becomes_a_smaller_plain_model(file):
     assert lines[-1].startswith("speed-up: how many times as fast as the base.")
 
 
+def test_files_beside_the_results_stay(file):
+    base = file.rename(file.with_name("base.keras"))
+    prune_checkpoint(base, 0.5, out=file.parent)
+    assert {path.name for path in file.parent.iterdir()} == {"base.keras", "pruned.keras", "pruned.json"}
+    before = (file.parent / "pruned.keras").read_bytes()
+    with pytest.raises(UserError, match="take the place of its source"):
+        prune_checkpoint(file.parent / "pruned.keras", 0.5, out=file.parent)
+    assert (file.parent / "pruned.keras").read_bytes() == before
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_a_model_of_several_inputs(named, tmp_path):
+    image, words = layers.Input((8, 8, 3), name="image"), layers.Input((4,), name="words", dtype="int32")
+    seen = layers.GlobalAveragePooling2D()(layers.Conv2D(16, 3)(image))
+    both = layers.Concatenate()([seen, layers.Flatten()(layers.Embedding(5, 16)(words))])
+    inputs = {"words": words, "image": image} if named else [image, words]
+    keras.Model(inputs, layers.Dense(2)(both)).save(tmp_path / "two.keras")
+    assert rows_of(prune_checkpoint(tmp_path / "two.keras", 0.5))["batch of 8, ms"]["speed_up"] > 0
+
+
 def test_what_is_left_of_a_run_is_trained_and_measured_as_the_run_was(run, data_dir, tmp_path):
     options = {"exclude": ["stem"], "finetune": 1, "data_dir": data_dir, "out": tmp_path}
     result = prune_checkpoint(run.folder, 0.25, "taylor", "global", **options)
@@ -173,7 +193,7 @@ def test_a_schedule_comes_to_its_ratio_by_half_of_the_steps(name, steps):
     assert float(schedule(due[-1])[1]) == pytest.approx(0.5)
 
 
-def test_what_cannot_be_is_one_line(file, run, tmp_path, data_dir):
+def test_what_cannot_be_is_one_line(file, run, tmp_path, data_dir, monkeypatch):
     def refused(words, source=file, ratio=0.5, **options):
         with pytest.raises(UserError, match=words) as error:
             prune_checkpoint(source, ratio, **options)
@@ -193,8 +213,18 @@ def test_what_cannot_be_is_one_line(file, run, tmp_path, data_dir):
     refused("--finetune", schedule="polynomial")
     refused("constant or polynomial", schedule="linear")
     refused("without --schedule", schedule="polynomial", finetune=1, reconstruct="absent")
+    with monkeypatch.context() as patch:
+        patch.setattr(keras.backend, "backend", lambda: "jax")
+        refused("KERAS_BACKEND is jax: unset it", schedule="polynomial", finetune=1)
     refused("is not prepared", reconstruct="absent", data_dir=data_dir)
     refused("one RGB image of a known size", reconstruct="synthetic_faces/small", input_shape=(24, 24, 1))
+    for shape in ((9, 9, 3), (24, 24), (0, 0, 0)):
+        refused(r"does not fit: expected \[\(24, 24, 3\)\]", input_shape=shape)
+    keras.Sequential([layers.Input((None, None, 3)), layers.Conv2D(16, 3), layers.Conv2D(2, 3)]).save(
+        tmp_path / "open.keras"
+    )
+    refused("give input_shape", source=tmp_path / "open.keras")
+    refused(r"cannot take an input of shape \[\(4, 4, 3\)\]", source=tmp_path / "open.keras", input_shape=(4, 4, 3))
     for options in ({"data": "utkface"}, {"finetune": 1}, {"method": "taylor"}):
         refused("which a run has", **options)
     refused("is not prepared", source=run.folder, data="absent", data_dir=data_dir)

@@ -159,6 +159,59 @@ def test_what_moves_channels_by_their_number_or_fills_in_is_seen():
     assert "not 0 at 0" in pruning.fixed_layers(_model(_padded))["seen"]
 
 
+def _largest(x):
+    return layers.Dense(4)(ops.max(_conv(x, 6, "seen"), axis=(1, 2), initial=2.5))[:, None, None]
+
+
+def _ranked(x):
+    ranked = layers.Activation(lambda values: values * ops.arange(values.shape[-1], dtype=values.dtype))
+    return _conv(ranked(_conv(x, 6, "seen")), 4, "next")
+
+
+BY_PLACE = {
+    "tril": (lambda x: _conv(ops.tril(_conv(x, 6, "seen"), -5), 4, "next"), "goes by the places"),
+    "triu": (lambda x: _conv(ops.triu(_conv(x, 6, "seen")), 4, "next"), "goes by the places"),
+    "roll of all": (lambda x: _conv(ops.roll(_conv(x, 6, "seen"), 6), 4, "next"), "goes by the places"),
+    "ranks": (_ranked, "each of its channels otherwise"),
+    "an initial value": (_largest, "not 0 at 0"),
+}
+
+
+@pytest.mark.parametrize("name", BY_PLACE)
+def test_what_goes_by_places_or_starts_elsewhere_is_seen(name):
+    body, reason = BY_PLACE[name]
+    assert reason in pruning.fixed_layers(_model(body))["seen"]
+
+
+def test_channels_moved_out_of_what_is_known_are_refused_or_fixed():
+    def sequence(body):
+        steps = keras.Input((None, 3))
+        return keras.Model(steps, layers.Dense(2)(body(layers.Dense(8, name="seen")(steps))))
+
+    with pytest.raises(UserError, match="layer Reshape"):
+        pruning.channel_groups(sequence(layers.Reshape((-1, 24))))
+    with pytest.raises(UserError, match="operation Reshape"):
+        pruning.channel_groups(sequence(lambda x: ops.reshape(x, (-1, 8))))
+    assert _widths(sequence(lambda x: x[:, 5])) == {}
+
+
+def test_a_swap_of_axes_is_followed():
+    image = keras.Input((6, 8, 3))
+    swapped = ops.swapaxes(layers.Conv2D(4, 3, padding="same", name="seen")(image), 1, 2)
+    model = keras.Model(image, layers.Dense(2)(layers.Flatten()(swapped[:, 7:])))
+    assert _widths(model) == {"seen": 4}
+
+
+def test_a_tensor_whose_channels_lie_elsewhere_is_not_joined():
+    image = keras.Input((16, 8, 8))
+    options = {"data_format": "channels_first", "use_bias": False}
+    gated = layers.Multiply()([image, _conv(image, 16, "seen", **options)])
+    pooled = layers.GlobalAveragePooling2D(data_format="channels_first")(gated)
+    model = keras.Model(image, layers.Dense(2)(pooled))
+    assert _widths(model) == {}
+    assert "whose channels lie along another axis" in pruning.fixed_layers(model)["seen"]
+
+
 @pytest.mark.parametrize("filters", [6, 16])
 def test_a_constant_of_each_channel_is_refused(filters):
     gains = np.arange(filters, dtype="float32")
@@ -319,6 +372,33 @@ def test_only_graphs_are_pruned():
 
     with pytest.raises(UserError, match=r"no graph to prune.*Received: Own"):
         pruning.channel_groups(Own(name="own"))
+
+
+@pytest.mark.parametrize("kind", [keras.Model, keras.Sequential])
+def test_a_model_that_does_more_than_its_graph_is_refused(kind):
+    class Stepping(kind):
+        """A model that trains in its own way."""
+
+        def train_step(self, data):
+            return {}
+
+    class Halved(kind):
+        """A model that does something before its graph."""
+
+        def call(self, x, training=None, mask=None):
+            return super().call(x / 2, training=training, mask=mask)
+
+    def built(kind):
+        if issubclass(kind, keras.Sequential):
+            return kind([keras.Input((4,)), layers.Dense(6, name="seen"), layers.Dense(2)])
+        inputs = keras.Input((4,))
+        return kind(inputs, layers.Dense(2)(layers.Dense(6, name="seen")(inputs)))
+
+    assert _widths(built(Stepping)) == {"seen": 6}
+    outer = keras.Input((4,))
+    for model in (built(Halved), keras.Model(outer, layers.Dense(3)(built(Halved)(outer)))):
+        with pytest.raises(UserError, match=r"does more than its graph.*Received: Halved"):
+            pruning.channel_groups(model)
 
 
 def test_open_sizes_and_nested_paths():

@@ -37,6 +37,15 @@ def test_statistics_are_those_of_the_data_and_nothing_else_changes():
     assert model.layers[2].rate == 0.5
 
 
+def test_every_call_of_a_shared_norm_counts_alike():
+    inputs = layers.Input((3,))
+    norm = layers.BatchNormalization()
+    model = keras.Model(inputs, [norm(inputs), norm(layers.Rescaling(1.0, 10.0)(inputs))])
+    batches = [np.random.default_rng(seed).normal(size=(64, 3)).astype("float32") for seed in range(3)]
+    assert recalibrate(model, batches) == 3
+    np.testing.assert_allclose(norm.moving_mean, np.mean(batches, axis=(0, 1)) + 5, rtol=1e-4)
+
+
 class Noise(layers.Layer):
     """A layer of one's own that is random in training, under no name that could be known."""
 

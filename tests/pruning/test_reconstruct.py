@@ -128,6 +128,26 @@ def test_models_inside_and_layers_called_twice():
     assert wrong[1] < 0.5 * wrong[0]
 
 
+def test_an_output_gets_no_offset_that_only_a_norm_behind_it_takes_away():
+    image = keras.Input((12, 10, 3))
+    x = layers.Conv2D(12, 3, activation="relu", name="first")(image)
+    seen = layers.Conv2D(5, 3, use_bias=False, name="seen")(x)
+    alone = filled(keras.Model(image, seen))
+    both = keras.Model(image, [seen, layers.BatchNormalization()(seen)])
+    keep = {"first": np.arange(6)}
+    fitted = [reconstruct(model, keep, [images()]) for model in (alone, both)]
+    np.testing.assert_allclose(fitted[1].get_layer("seen").kernel, fitted[0].get_layer("seen").kernel, atol=1e-6)
+
+
+def test_a_norm_along_another_axis_takes_no_offset():
+    image = keras.Input((12, 10, 3))
+    x = layers.Conv2D(12, 3, activation="relu", name="first")(image)
+    x = layers.Conv2D(5, 3, use_bias=False, name="seen")(x)
+    model = filled(keras.Model(image, layers.BatchNormalization(axis=1, name="norm")(x)))
+    fitted = reconstruct(model, {"first": np.arange(6)}, [images()])
+    np.testing.assert_array_equal(fitted.get_layer("norm").moving_mean, model.get_layer("norm").moving_mean)
+
+
 def test_what_cannot_be():
     with pytest.raises(ValueError, match="Received none"):
         reconstruct(residual(), {}, [])

@@ -140,6 +140,26 @@ def test_masked_filters_stay_zero_and_their_cut_changes_nothing(scope):
     assert {type(layer) for layer in smaller.layers} == {type(layer) for layer in model.layers}
 
 
+def test_weights_that_were_put_back_are_cut_by_their_own_zeros():
+    model = residual()
+    pruning = FilterPruning(POLYNOMIAL, multiple_of=1)
+
+    class PutBack(keras.callbacks.Callback):
+        """What `EarlyStopping(restore_best_weights=True)` does where the first epoch was the best."""
+
+        def on_epoch_end(self, epoch, logs=None):
+            self.best = self.model.get_weights() if epoch == 0 else self.best
+
+        def on_train_end(self, logs=None):
+            self.model.set_weights(self.best)
+
+    fit(model, [pruning, PutBack()])
+    smaller = pruning.cut()
+    assert smaller.get_layer("first").filters > len(pruning.keep["first"])
+    before, after = (np.asarray(network(IMAGES)) for network in (model, smaller))
+    assert np.abs(after - before).max() <= 1e-4 * np.abs(before).max()
+
+
 def test_numbers_are_rounded_excluded_groups_stay_whole_and_dead_filters_go_first():
     model = residual()
     for name in ("kernel", "bias"):

@@ -140,6 +140,11 @@ def _shared(x):
     return norm(twice(norm(twice(_conv(x)))))
 
 
+def _unit_lengths(x):
+    x = layers.BatchNormalization()(layers.UnitNormalization()(_conv(x, activation="sigmoid")))
+    return _conv(layers.BatchNormalization()(layers.UnitNormalization()(_conv(x))))
+
+
 def _flattened():
     image = keras.Input(MAP)
     return keras.Model(image, layers.Dense(2)(layers.Dense(6, activation="tanh")(layers.Flatten()(_conv(image)))))
@@ -204,6 +209,7 @@ GRAPHS = {
         _prelus,
         _group_norms,
         _layer_norms,
+        _unit_lengths,
         _additions,
         _squeeze_excite,
         _squeeze_excite_in_operations,
@@ -325,6 +331,51 @@ def test_keeps_what_is_frozen_and_its_precision():
     assert smaller.trainable is False
     assert [layer.trainable for layer in smaller.layers] == [layer.trainable for layer in model.layers]
     assert smaller.get_layer("frozen").dtype_policy.name == "mixed_bfloat16"
+
+
+NUMBERS = np.random.default_rng(0).normal(5, 3, (6, 4)).astype("float32")
+
+STATES = {
+    "numbers": (layers.Normalization, {}, NUMBERS),
+    "bins": (layers.Discretization, {"num_bins": 4}, NUMBERS),
+    "strings": (layers.StringLookup, {}, np.array([["a", "b", "c"], ["b", "d", "e"]])),
+    "one hot": (layers.StringLookup, {"output_mode": "multi_hot"}, np.array([["a", "b", "c"], ["b", "d", "e"]])),
+    "integers": (layers.IntegerLookup, {}, np.array([[10, 20, 30], [20, 40, 50]])),
+    "texts": (layers.TextVectorization, {"output_sequence_length": 3}, np.array(["one two", "three one four"])),
+}
+
+
+@pytest.mark.parametrize("name", STATES)
+def test_what_a_layer_has_learned_of_the_data_stays(name, tmp_path):
+    kind, settings, data = STATES[name]
+    layer = kind(**settings)
+    layer.adapt(data)
+    dtype = "string" if data.dtype.kind == "U" else data.dtype.name
+    inputs = keras.Input(data.shape[1:], dtype=dtype)
+    x = layer(inputs)
+    x = x if x.dtype == "float32" else layers.Flatten()(layers.Embedding(12, 8)(x))
+    model = keras.Model(inputs, layers.Dense(2)(layers.Dense(8)(x)))
+    data = keras.ops.convert_to_tensor(data, dtype)
+    copy = pruning.cut(model, {})
+    np.testing.assert_array_equal(copy(data), model(data))
+    copy.save(tmp_path / "copy.keras")
+    np.testing.assert_array_equal(keras.saving.load_model(tmp_path / "copy.keras")(data), model(data))
+
+
+def _doubled(x):
+    return 2 * ops.relu(x)
+
+
+def test_what_keras_cannot_make_anew_is_told_by_name():
+    model = keras.Sequential([keras.Input((4,)), layers.Dense(8, activation=_doubled, name="own"), layers.Dense(2)])
+    with pytest.raises(UserError, match=r"layer 'own' \(Dense\).*custom_object_scope") as error:
+        pruning.prune(model, 0.5, multiple_of=1)
+    assert "\n" not in str(error.value)
+    with keras.saving.custom_object_scope({"_doubled": _doubled}):
+        assert pruning.prune(model, 0.5, multiple_of=1).get_layer("own").units == 4
+    model = keras.Sequential([keras.Input((4,)), layers.Lambda(lambda x: x / 2), layers.Dense(8), layers.Dense(2)])
+    with pytest.raises(UserError, match="in the place of a Lambda"):
+        pruning.prune(model, 0.5, multiple_of=1)
 
 
 def test_keep_of_everything_is_a_copy(fill):

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import platform
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -97,6 +98,11 @@ def prune_checkpoint(
         raise UserError(f"The schedule must be constant or polynomial. Received: {schedule}.")
     if schedule and not finetune:
         raise UserError(f"The schedule {schedule} prunes while the network trains: add --finetune EPOCHS.")
+    if schedule and keras.backend.backend() != "tensorflow":
+        raise UserError(
+            f"A schedule prunes by TFMOT, on TensorFlow, and KERAS_BACKEND is {keras.backend.backend()}: unset it, or "
+            "leave --schedule out."
+        )
     if schedule and reconstruct:
         raise UserError("A schedule trains what is left before it is cut: reconstruct without --schedule.")
     if schedule and scope == SENSITIVITY:
@@ -117,12 +123,18 @@ def prune_checkpoint(
     else:
         base = run.model() if run else load_saved(source)
     out = Path(out) if out else source / "pruned" if run else source.with_name(f"{source.stem}-pruned")
+    file = out / "pruned.keras"
+    if file.exists() and source.exists() and file.samefile(source):
+        raise UserError(
+            f"The pruned model would take the place of its source {source}: choose another folder by --out."
+        )
     groups = channel_groups(base, untouched=untouched)
     if not groups:
         held = [f"{name}: {reason}" for name, reason in fixed_layers(base, untouched=untouched).items()]
         raise UserError(f"{source} has no channels to cut. {'; '.join(held[:3]) or 'No layer makes any'}.")
     if reconstruct:
         images = _images(reconstruct, data_dir, faces, input_shape or base.input_shape[1:])
+    multiply_adds(base, input_shape)  # a shape that does not fit is told before anything is trained or written
     retraining, taylor = None, {}
     if learns:
         from tfface.pruning.retrain import Retraining
@@ -168,9 +180,8 @@ def prune_checkpoint(
     if measured:
         figures.append(retraining.figures(pruned))
 
-    file = out / "pruned.keras"
-    sizes = [_save(base, out / "base.keras"), _save(pruned, file)]
-    (out / "base.keras").unlink()
+    with tempfile.TemporaryDirectory() as folder:
+        sizes = [_save(base, Path(folder) / "base.keras"), _save(pruned, file)]
     result = {
         "file": str(file),
         **choices,

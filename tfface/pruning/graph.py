@@ -134,6 +134,13 @@ def graph_of(model):
             f"The model {getattr(model, 'name', model)!r} has no graph to prune: expected a built functional or "
             f"sequential Keras model. Received: {type(model).__name__}."
         )
+    kind = type(model)
+    base = next(each for each in kind.__mro__ if each.__module__.startswith("keras."))
+    if any(getattr(kind, name) is not getattr(base, name) for name in ("call", "__call__")):
+        raise UserError(
+            f"The model {model.name!r} does more than its graph: expected a class that leaves `call` as it is in Keras "
+            f"(a `train_step` may be its own). Received: {kind.__name__}. Move what it does into layers of the graph."
+        )
     return graph
 
 

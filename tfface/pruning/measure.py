@@ -39,12 +39,10 @@ def multiply_adds(model: keras.Model, input_shape: Sequence | None = None) -> in
         input_shape: shape of its input without the batch axis, or a list of them, where the model leaves it open.
 
     Raises:
-        UserError: the shape is open and not given.
+        UserError: the shape is open and not given, or does not fit.
     """
     graph = graph_of(model)
-    shapes = [tensor.shape[1:] for tensor in graph.inputs]
-    if input_shape is not None:
-        shapes = [input_shape] if len(shapes) == 1 and not isinstance(input_shape[0], Sequence) else input_shape
+    shapes = _input_shapes(graph, input_shape)
     if any(length is None for shape in shapes for length in shape):
         raise UserError(
             f"The multiply-adds of {model.name!r} depend on the size of its input, which it leaves open: give "
@@ -54,12 +52,35 @@ def multiply_adds(model: keras.Model, input_shape: Sequence | None = None) -> in
         keras.KerasTensor((None, *shape), tensor.dtype) for shape, tensor in zip(shapes, graph.inputs, strict=True)
     ]
     left_out = set()
-    total, _ = _count(graph, inputs, left_out)
+    try:
+        total, _ = _count(graph, inputs, left_out)
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{model.name!r} cannot take an input of shape {shapes}: {reason} Give another.") from error
     if left_out:
         warnings.warn(
             f"Multiply-adds of {len(left_out)} layers are not counted: {', '.join(sorted(left_out)[:5])}", stacklevel=2
         )
     return total
+
+
+def _input_shapes(graph, input_shape) -> list[tuple]:
+    """Shapes of the inputs of a graph without the batch axis, those that it leaves open from `input_shape`."""
+    own = [tuple(tensor.shape[1:]) for tensor in graph.inputs]
+    if input_shape is None:
+        return own
+    single = len(own) == 1 and not (input_shape and isinstance(input_shape[0], Sequence))
+    given = [
+        tuple(shape) if isinstance(shape, Sequence) else (shape,)
+        for shape in ([input_shape] if single else input_shape)
+    ]
+    if list(map(len, given)) != list(map(len, own)) or any(
+        (1 if length is None else length) < 1 or known not in (None, length)
+        for shape, known_shape in zip(given, own, strict=True)
+        for length, known in zip(shape, known_shape, strict=True)
+    ):
+        raise UserError(f"The shape of the input does not fit: expected {own}, each > 0. Received: {given}.")
+    return given
 
 
 def _count(graph, inputs, left_out):
@@ -98,18 +119,21 @@ def latency(models: Sequence, batch_size: int = 1, repeats: int = 10, input_shap
     what the network itself takes. Two rounds before are not counted.
 
     Args:
-        models: models of one input of the same shape; one of integers gets zeros, which every vocabulary has.
+        models: models of the same inputs; one of integers gets zeros, which every vocabulary has.
         batch_size: inputs in a batch, >= 1.
         repeats: rounds, >= 1.
-        input_shape: shape of the input without the batch axis, where the models leave it open.
+        input_shape: shape of the input without the batch axis, or a list of them, where the models leave it open.
 
     Returns:
         A list of seconds, one a model.
     """
-    shape = models[0].inputs[0].shape[1:] if input_shape is None else input_shape
-    dtype = models[0].inputs[0].dtype
-    most = 255 if keras.backend.is_float_dtype(dtype) else 0
-    batch = np.random.default_rng(0).uniform(0, most, size=(batch_size, *shape)).astype("float32" if most else dtype)
+    graph, random = graph_of(models[0]), np.random.default_rng(0)
+    batch = []
+    for tensor, shape in zip(graph.inputs, _input_shapes(graph, input_shape), strict=True):
+        most = 255 if keras.backend.is_float_dtype(tensor.dtype) else 0
+        values = random.uniform(0, most, size=(batch_size, *shape))
+        batch.append(values.astype("float32" if most else tensor.dtype))
+    batch = keras.tree.pack_sequence_as(graph._inputs_struct, batch)
     best = [math.inf] * len(models)
     for round_ in range(repeats + 2):
         for index, model in enumerate(models):

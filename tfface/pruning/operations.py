@@ -30,7 +30,11 @@ def moved(call: Call, channels: Channels, move) -> Channels:
         return call.leave("has no channels")[0]
     lengths = [1, *(length or UNKNOWN for length in channels.shape[1:])]
     along = [-1 if axis == channels.axis else 1 for axis in range(len(lengths))]
-    places = move(np.broadcast_to(np.arange(len(channels.numbers)).reshape(along), lengths))
+    try:
+        places = move(np.broadcast_to(np.arange(len(channels.numbers)).reshape(along), lengths))
+    except (ValueError, IndexError):  # it takes a part of an open axis, or the batch, for something else
+        call.trace.refuse(call)
+        return call.leave("has no rule")[0]
     if len(shape) < 2 or places.shape[0] != 1 or not places.size:
         call.pin(channels, "moves its channels out of sight")
         return call.leave("moves its channels out of sight")[0]
@@ -78,7 +82,7 @@ def _reshaped(call, key, target, skipped):
         return call.leave("has no rule")
     outputs = moved(call, channels, lambda places: places.reshape(1, *(length or -1 for length in shape[1:])))
     place = outputs.axis - skipped
-    if target[place] not in (-1, None):
+    if outputs.axis > 0 and target[place] not in (-1, None):
         resized = tuple(target)
         call.set(key, outputs, lambda count: (*resized[:place], count, *resized[place + 1 :]))
     return outputs
@@ -137,8 +141,19 @@ def _reduction(call):
     if 0 in axes:
         call.trace.refuse(call)
         return call.leave("has no rule")
+    if getattr(call.layer, "initial", None) is not None:
+        channels = replace(channels, silent=np.zeros(len(channels.numbers), bool))
     keepdims = call.layer.keepdims
     return moved(call, channels, lambda places: places.max(axis=tuple(axes), keepdims=keepdims))
+
+
+@operation("Roll", "Tril", "Triu")
+def _by_place(call):
+    channels = call.inputs[0]
+    if getattr(call.layer, "axis", None) is None and channels.axis > 0:
+        call.pin(channels, "goes by the places of its channels")
+        return channels
+    return elementwise(call)
 
 
 @operation("ExpandDims")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import keras
@@ -36,12 +37,11 @@ def recalibrate(model: keras.Model, batches: Iterable) -> int:
     count = 0
     try:
         for layer in norms:
-            layer.call = _in_training(layer.call)
-        for count, batch in enumerate(batches, start=1):
-            for layer in norms:
-                layer.trainable = True  # a frozen norm would keep its statistics
-                layer.momentum = (count - 1) / count  # so the moving value is the mean of all so far
+            layer.trainable = True  # a frozen norm would keep its statistics
+            layer.call = _in_training(layer)
+        for batch in batches:
             model(batch, training=False)
+            count += 1
     finally:
         for layer, momentum, trainable in before:
             layer.momentum, layer.trainable = momentum, trainable
@@ -51,5 +51,12 @@ def recalibrate(model: keras.Model, batches: Iterable) -> int:
     return count
 
 
-def _in_training(call):
-    return lambda *arguments, **keywords: call(*arguments, **{**keywords, "training": True})
+def _in_training(layer):
+    call, calls = layer.call, itertools.count(1)
+
+    def called(*arguments, **keywords):
+        count = next(calls)
+        layer.momentum = (count - 1) / count  # so the moving value is the mean of all so far
+        return call(*arguments, **{**keywords, "training": True})
+
+    return called

@@ -107,6 +107,7 @@ class _Fit:
         unread = {tensor: len(nodes) for tensor, nodes in readers.items()}
         for tensor in graphs[0].outputs:
             unread[id(tensor)] = unread.get(id(tensor), 0) + 1
+            readers.pop(id(tensor), None)  # what the model gives out is fitted as it is, whoever reads it too
         for nodes in pairs:
             layer, copy = (node.operation for node in nodes)
             path = prefix + layer.name
@@ -214,8 +215,13 @@ def _norm_behind(node, readers):
     following = readers.get(id(node.output_tensors[0]), ())
     linear = node.operation.activation is keras.activations.linear
     if len(following) == 1 and linear and isinstance(following[0][0].operation, keras.layers.BatchNormalization):
-        return following[0][1].operation
+        return following[0][1].operation if _along_last(following[0][0]) else None
     return None
+
+
+def _along_last(node) -> bool:
+    """Whether the values of a call that scales, where it is that of a batch norm, belong to the last axis."""
+    return getattr(node.operation, "axis", -1) in (-1, len(node.input_tensors[0].shape) - 1)
 
 
 def _lost(nodes, known, readers, places, stays):
@@ -234,7 +240,7 @@ def _lost(nodes, known, readers, places, stays):
         came, (whole, small) = whole.output_tensors[0], following[0]
         if type(whole.operation).__name__ == "Add":
             break
-        if not isinstance(small.operation, SCALES):
+        if not isinstance(small.operation, SCALES) or not _along_last(whole):
             return 0.0
         probe = np.zeros((1,) * (len(came.shape) - 1) + gain.shape, "float32")
         at = [np.ravel(ops.convert_to_numpy(small.operation(ops.convert_to_tensor(probe + one)))) for one in (0, 1)]

@@ -156,6 +156,14 @@ def _group_normalization(call):
     return channels if not call.layer.scale else replace(channels, silent=np.ones(len(channels.numbers), bool))
 
 
+@register_rule(layers.UnitNormalization)
+def _unit_normalization(call):
+    channels = call.inputs[0]
+    if channels.axis in np.atleast_1d(call.layer.axis) % len(channels.shape):
+        call.needs_silence(channels)  # what is not 0 is part of the length
+    return channels
+
+
 @register_rule(layers.PReLU)
 def _prelu(call):
     channels = call.inputs[0]
@@ -248,7 +256,6 @@ def _whole(call):
     layers.AlphaDropout,
     layers.ActivityRegularization,
     layers.Identity,
-    layers.UnitNormalization,
 )
 def unchanged(call: Call) -> Channels:
     """Rule of a layer that, when the model predicts, passes its channels on as they are."""
@@ -307,16 +314,21 @@ def _through(call, function, channels):
     first = tuple(slice(None) if axis != channels.axis else slice(0, 1) for axis in range(len(shape)))
     others = tuple(slice(None) if axis != channels.axis else slice(1, None) for axis in range(len(shape)))
     after[first] += 2.0
+    alike = np.broadcast_to(before[first], wider)
     try:
-        results = [ops.convert_to_numpy(function(ops.convert_to_tensor(each))) for each in (before, after)]
+        *results, by_place = (
+            ops.convert_to_numpy(function(ops.convert_to_tensor(each))) for each in (before, after, alike)
+        )
         at_zero = ops.convert_to_numpy(function(ops.zeros(wider)))
     except Exception:  # whatever it is, it does not work on each value of any tensor
         return _refuse(call)
     if [each.shape for each in (*results, at_zero)] != [tuple(shape), tuple(shape), tuple(wider)]:
         return _refuse(call)
+    if not np.allclose(by_place, by_place[first], equal_nan=True):
+        call.pin(channels, "treats each of its channels otherwise")
     if not np.array_equal(results[0][others], results[1][others], equal_nan=True):
         call.pin(channels, "mixes its channels")
-    return replace(channels, silent=channels.silent & bool((at_zero == 0).all()))
+    return replace(channels, shape=call.shapes[0], silent=channels.silent & bool((at_zero == 0).all()))
 
 
 def _refuse(call):
@@ -367,6 +379,7 @@ def _together(call, silent):
     wide = [channels for channels in call.inputs if channels.axis > 0 and len(channels.numbers) == width]
     # Counted from the last axis, as shapes are matched.
     back = {len(channels.shape) - channels.axis for channels in wide}
+    narrow = [channels for channels in call.inputs if len(channels.numbers) != width]
     if len(back) != 1:
         for channels in call.inputs:
             call.pin(channels, "brings together tensors whose channels lie along different axes")
@@ -374,11 +387,14 @@ def _together(call, silent):
     for channels in wide[1:]:
         call.unite(wide[0], channels)
     quiet = silent.reduce([channels.silent for channels in wide])
-    for channels in call.inputs:
-        if len(channels.numbers) != width:
-            call.pin(channels, "spreads it over the channels of another tensor")
-            quiet = silent(quiet, False)
-    return Channels(call.shapes[0], rank - back.pop(), wide[0].numbers, quiet)
+    axis = rank - back.pop()
+    for channels in narrow:
+        call.pin(channels, "spreads it over the channels of another tensor")
+        quiet = silent(quiet, False)
+        place = axis - rank + len(channels.shape)
+        if place > 0 and channels.shape[place] != 1:
+            call.pin(wide[0], "brings it together with a tensor whose channels lie along another axis")
+    return Channels(call.shapes[0], axis, wide[0].numbers, quiet)
 
 
 @register_rule(layers.Concatenate)

@@ -259,7 +259,8 @@ class FilterPruning(ScheduledPruning):
 
     def cut(self) -> keras.Model:
         """The model without the channels that are masked: a new plain model, not compiled; see `tfface.pruning.cut`."""
-        return cut(self.model, self.keep, self.groups)
+        # From the weights: another callback may have put earlier ones back, masked by an earlier choice.
+        return cut(self.model, nonzero_channels(self.model, self.groups), self.groups)
 
     def _build(self, resumed):
         self.groups = channel_groups(self.model, self.exact, self.untouched)

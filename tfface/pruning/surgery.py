@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from operator import attrgetter
+from tempfile import TemporaryDirectory
 
 import keras
 import numpy as np
@@ -176,8 +177,21 @@ class _Surgeon:
             if is_model(operation):
                 copy = self.rebuild(operation)
             else:
-                copy = type(operation).from_config(operation.get_config() | self.settings.get(id(operation), {}))
+                settings = operation.get_config() | self.settings.get(id(operation), {})
+                try:
+                    copy = type(operation).from_config(settings)
+                except (TypeError, ValueError) as error:
+                    raise UserError(
+                        f"Cannot make the layer {operation.name!r} ({type(operation).__name__}) anew from its config: "
+                        "expected nothing in it that Keras does not know. Register its functions by "
+                        "`keras.saving.register_keras_serializable`, or prune inside "
+                        "`keras.saving.custom_object_scope`; put a layer of your own in the place of a Lambda."
+                    ) from error
                 copy.name = operation.name
+                if hasattr(operation, "save_assets"):  # a vocabulary, which must be known before the call
+                    with TemporaryDirectory() as folder:
+                        operation.save_assets(folder)
+                        copy.load_assets(folder)
             self.copies[id(operation)] = copy
         return self.copies[id(operation)]
 
@@ -193,3 +207,5 @@ class _Surgeon:
                     f"but the layer wants {tuple(new.shape)}: its rule must name every axis and setting that shrinks."
                 )
             new.assign(value)
+        if layer.variables and hasattr(layer, "finalize_state"):  # Normalization, which works by copies of them
+            self.copies[id(layer)].finalize_state()
