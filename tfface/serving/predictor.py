@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from tfface import labels
@@ -138,6 +141,8 @@ class Predictor:
         self.model = run.model()
         self.detector = face_detector(detector)
         self.batch_size = batch_size
+        # On JAX, Keras lends the weights to each step: two at once would find them gone.
+        self._turn = threading.Lock() if keras.backend.backend() == "jax" else contextlib.nullcontext()
 
     def __call__(self, photos: Sequence[np.ndarray]) -> list[list[FaceAttributes]]:
         """Attributes of every face of every photo.
@@ -208,9 +213,9 @@ class Predictor:
             # Batches of 1, 2, 4, ... only: each new size would compile a new graph.
             padded = 1 << (count - 1).bit_length()
             batch = np.concatenate([batch, np.zeros((padded - count, *batch.shape[1:]), "float32")])
-            parts.append(
-                {name: np.asarray(value)[:count] for name, value in self.model.predict_on_batch(batch).items()}
-            )
+            with self._turn:
+                outputs = self.model.predict_on_batch(batch)
+            parts.append({name: np.asarray(value)[:count] for name, value in outputs.items()})
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def attributes(self, box, score: float, outputs: dict[str, np.ndarray]) -> FaceAttributes:
