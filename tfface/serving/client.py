@@ -21,6 +21,7 @@ from PIL import ExifTags, Image
 
 from tfface.data.pipeline import in_groups
 from tfface.errors import UserError
+from tfface.faces.crops import encode
 from tfface.faces.detect import Detector
 from tfface.faces.photos import find_photos, read_photo
 from tfface.online.capture import without_password
@@ -283,12 +284,6 @@ def _plain(value: np.ndarray):
     return value.tolist()
 
 
-def _png(photo: np.ndarray) -> bytes:
-    import cv2
-
-    return cv2.imencode(".png", photo[:, :, ::-1])[1].tobytes()
-
-
 def ask(server: Server, crops: Sequence[bytes], embeddings: bool = False) -> dict[str, np.ndarray]:
     """Outputs of the signature `jpeg`, and of `jpeg_embeddings` where asked for, over any number of crops.
 
@@ -380,7 +375,7 @@ class RemotePredictor(Predictor):
         Returns:
             Output -> `(n, ...)`.
         """
-        return ask(self.server, [_png(crop) for crop in crops], self.embeddings)
+        return ask(self.server, [encode(crop, ".png") for crop in crops], self.embeddings)
 
     def attributes(self, box, score: float, outputs: dict[str, np.ndarray]) -> FaceAttributes:
         """One face from its row of every output, see `served_face`."""
@@ -449,5 +444,5 @@ def _read(path: Path, crop: bool) -> tuple[np.ndarray, bytes]:
     with Image.open(io.BytesIO(data)) as image:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
         if turned or image.has_transparency_data:
-            data = _png(photo)
+            data = encode(photo, ".png")
     return photo, data

@@ -156,9 +156,8 @@ class Predictor:
         Raises:
             UserError: one photo without a list about it, or one that is no such array.
         """
-        if isinstance(photos, np.ndarray) and photos.ndim != 4:  # a list of its rows would be looked at as photos
-            raise UserError(f"a predictor takes a sequence of photos, received shape {photos.shape}; pass [photo]")
-        photos = list(photos)
+        if not isinstance(photos, np.ndarray):  # one photo is an array that the detector refuses: no list of its rows
+            photos = list(photos)
         found = self.detector(photos)
         crops = [
             self.align(photo, faces.boxes[index], None if faces.landmarks is None else faces.landmarks[index])

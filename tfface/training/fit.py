@@ -305,9 +305,9 @@ def fit(
     if not across.first:
         verbose = 0
     ready = across.together(lambda: prepared(recipe, builder, bfloat16, model, data_dir, across))
-    with contextlib.ExitStack() as stack:
-        if across.first:  # only now: choices that cannot be prepared do not take the folder
-            stack.enter_context(files.held(run.folder, "--out"))
+    # Only now: choices that cannot be prepared do not take the folder.
+    with files.held(run.folder, "--out") if across.first else contextlib.nullcontext():
+        if across.first:
             run.begin(recipe, data, where)
         if recipe.initial and across.first:
             carried = {"from": recipe.initial, "carried": ready.carried, "fresh": ready.fresh}
