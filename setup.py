@@ -1,9 +1,11 @@
 """tfface: train, verify, shrink and serve face-analysis models with Keras 3 and TensorFlow."""
 
 import re
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "tfface" / "__init__.py").read_text())[1]
@@ -14,6 +16,18 @@ def pins():
     text = (HERE / "requirements.txt").read_text().split("# development")[0]
     lines = (line.split("#")[0].strip() for line in text.splitlines())
     return [line.replace("==", ">=") for line in lines if line]
+
+
+class WithBuilders(build_py):
+    """A wheel holds the TFDS builders as tfface/datasets: `tfface build` needs no checkout."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:  # it finds those of the checkout
+            target = Path(self.build_lib) / "tfface" / "datasets"
+            shutil.rmtree(target, ignore_errors=True)
+            leave = shutil.ignore_patterns("__pycache__", "dummy_data", "*_test.py")
+            shutil.copytree(HERE / "datasets", target, ignore=leave)
 
 
 README = HERE / "README.md"
@@ -42,5 +56,6 @@ setup(
     packages=find_packages(include=["tfface", "tfface.*"]),
     package_data={"tfface": ["assets/**/*", "**/*.html", "py.typed"]},
     install_requires=pins(),
+    cmdclass={"build_py": WithBuilders},
     entry_points={"console_scripts": ["tfface = tfface.cli:main"]},
 )

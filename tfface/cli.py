@@ -497,9 +497,7 @@ def _build_options(parser):
         "data", metavar="NAME", help="data set, NAME or NAME/CONFIG: those of datasets/, such as utkface"
     )
     parser.add_argument("--manual-dir", metavar="DIR", help="folder of the original files, for sets under licence")
-    parser.add_argument(
-        "--builders", metavar="DIR", help="folder of TFDS builders (default: datasets/ of the checkout)"
-    )
+    parser.add_argument("--builders", metavar="DIR", help="folder of TFDS builders (default: those of tfface)")
     parser.add_argument("--align", choices=("eyes", "five-point", "margin"), help="cut the faces out anew, aligned")
     parser.add_argument(
         "--size", type=_size, metavar="112x96", help="height x width of the crops (default: the paper's)"

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
     from tfface.recipes import Recipe
 
-BUILDERS = Path(__file__).resolve().parent.parent / "datasets"
-"""The folder of TFDS builders, beside the package in a checkout."""
+PACKAGE = Path(__file__).resolve().parent
+BUILDERS = PACKAGE / "datasets" if (PACKAGE / "datasets").is_dir() else PACKAGE.parent / "datasets"
+"""The folder of TFDS builders: in an installed package, or beside the package in a checkout."""
 
 
 def say(*words) -> None:
@@ -63,7 +64,7 @@ def build(
     if not (folder / name / f"{name}_dataset_builder.py").exists():
         known = sorted(path.parent.name for path in folder.glob("*/*_dataset_builder.py"))
         if not known:
-            raise UserError(f"No data sets' builders are in {folder}. Name datasets/ of a checkout with --builders.")
+            raise UserError(f"No builders are in {folder}. Expected there: NAME/NAME_dataset_builder.py.")
         raise UserError(f"Unknown data set. Expected one of: {', '.join(known)}. Received: {name}.")
     if manual_dir is not None and not Path(manual_dir).is_dir():
         raise UserError(f"--manual-dir must be a folder that holds the files of {name}. Received: {manual_dir}.")
