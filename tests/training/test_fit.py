@@ -162,6 +162,7 @@ def test_a_run_may_learn_from_another_and_from_further_faces(tiny_run, tiny_reci
     )
     run = fit(recipe, tmp_path / "run", data_dir, verbose=0)
     assert run.config()["data"]["with_extra"]
+    assert set(run.config()["data"]["labels"]) == {"train", "validation", "with_extra"}
     first, last = run.history()
     # The labels never taught it: what the other run says of the faces did.
     assert last["loss"] < first["loss"]
@@ -195,12 +196,15 @@ def test_the_best_epoch_has_the_highest_accuracy_or_the_lowest_loss():
 
 
 def test_a_run_of_a_version_without_a_field_goes_on_with_its_default(tmp_path):
-    run, recipe, data = Run(tmp_path / "run"), recipes.load("race"), {"name": "photos"}
+    run, recipe = Run(tmp_path / "run"), recipes.load("race")
+    data = {"name": "photos", "labels": {"train": "a1", "with_extra": "b2"}}
     run.begin(recipe, data, "cpu")
     config = json.loads(run.config_file.read_text())
-    del config["recipe"]["open_attention"]
+    del config["recipe"]["open_attention"], config["data"]["labels"]["with_extra"]
     run.config_file.write_text(json.dumps(config))
     run.begin(recipe, data, "cpu")
+    with pytest.raises(UserError, match="labels was"):
+        run.begin(recipe, {**data, "labels": {"train": "c3", "with_extra": "b2"}}, "cpu")
     with pytest.raises(UserError, match="open_attention was True, is False"):
         run.begin(recipe.changed(open_attention=False), data, "cpu")
 

@@ -230,7 +230,7 @@ def test_nothing_but_failures_is_said(data_dir, tmp_path, trained):
     assert [row["state"] for row in table(tmp_path / "sweep")] == ["fail"]
 
 
-def test_bad_input_is_said_in_a_line(data_dir, tmp_path, trained):
+def test_bad_input_is_said_in_a_line(data_dir, tmp_path, trained, monkeypatch):
     with pytest.raises(UserError, match="at least 1"):
         sweep(Shade(), tmp_path / "sweep", 0, data_dir)
     with pytest.raises(UserError, match="not prepared"):
@@ -241,6 +241,9 @@ def test_bad_input_is_said_in_a_line(data_dir, tmp_path, trained):
     sweep(Shade(), tmp_path / "sweep", 1, data_dir)
     with pytest.raises(UserError, match="epochs was 2, is 3"):
         sweep(Shade(epochs=3), tmp_path / "sweep", 1, data_dir)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="train labels was"):
+        patch.setattr(sweep_module.pipeline, "label_digest", lambda builder, split: f"other labels of {split}")
+        sweep(Shade(), tmp_path / "sweep", 1, data_dir)
     (tmp_path / "sweep" / "study.db").write_text("not a data base" * 100)
     with pytest.raises(UserError, match=r"study\.db cannot be opened"):
         sweep(Shade(), tmp_path / "sweep", 1, data_dir)

@@ -286,6 +286,7 @@ def fit(
         if recipe.extra_data:
             whole = pipeline.with_extra(builder, recipe.extra_data, data_dir)
             data["with_extra"] = pipeline.fingerprint(whole, recipe.train_split)
+            digests["with_extra"] = pipeline.label_digest(whole, recipe.train_split)
         metadata = builder.info.metadata or {}
         data["landmarks"] = metadata.get("landmarks")
         if "stretch" in metadata:

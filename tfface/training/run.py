@@ -84,7 +84,7 @@ class Run:
         if self.config_file.exists():
             present = {key: self.config()[key] for key in wanted}
             if "labels" in wanted["data"]:  # a version before did not look at them
-                present["data"].setdefault("labels", wanted["data"]["labels"])
+                present["data"]["labels"] = {**wanted["data"]["labels"], **present["data"].get("labels", {})}
             if present["recipe"].get("recipe") == wanted["recipe"]["recipe"]:  # fields that came later: their defaults
                 present["recipe"] = json.loads(json.dumps(self.recipe().to_json()))
             if present != wanted:

@@ -81,9 +81,11 @@ def sweep(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     recipe.search_space(optuna.create_study().ask())  # a recipe without one says so before anything is written
     builder = pipeline.open_dataset(recipe.data, data_dir)
-    fingerprints = {f"{split} split": pipeline.fingerprint(builder, split) for split in ("train", "validation")}
+    splits = ("train", "validation")
+    data = {f"{split} split": pipeline.fingerprint(builder, split) for split in splits}
+    data |= {f"{split} labels": pipeline.label_digest(builder, split) for split in splits}
     folder = Path(folder)
-    study = _open_study(folder, {**recipe.to_json(), **fingerprints, "bfloat16": bfloat16})
+    study = _open_study(folder, {**recipe.to_json(), **data, "bfloat16": bfloat16})
     while len(_finished(study)) < trials:
         trial = _next_trial(study, recipe)
         changed = recipe.changed(**recipe.search_space(trial))
