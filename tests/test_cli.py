@@ -12,7 +12,9 @@ def test_what_needs_tensorflow_says_so_at_once(words, monkeypatch, capsys):
 
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     assert cli.main(words) == 2
-    assert capsys.readouterr().err == f"tfface: {words[0]} runs on TensorFlow, and KERAS_BACKEND is jax: unset it.\n"
+    assert capsys.readouterr().err == (
+        f"tfface: {words[0]} needs Keras' TensorFlow backend, and KERAS_BACKEND is jax: unset it.\n"
+    )
 
 
 def test_a_training_that_diverges_is_said_in_one_line(monkeypatch, capsys):

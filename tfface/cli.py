@@ -11,6 +11,7 @@ import sys
 
 from tfface import __version__
 from tfface.errors import UserError
+from tfface.packages import require_tensorflow
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -242,16 +243,8 @@ def _predict(options):
     return predict_photos(options.photos, options.model, options.detector, options.out, options.to, options.embeddings)
 
 
-def _needs_tensorflow(verb):
-    """Before it has worked for minutes: the live view finds landmarks by MTCNN, and the demo ends in a SavedModel."""
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-        raise UserError(f"{verb} runs on TensorFlow, and KERAS_BACKEND is {keras.backend.backend()}: unset it.")
-
-
 def _stream(options):
-    _needs_tensorflow("stream")
+    require_tensorflow("stream")  # whatever the detector: landmarks of the live view are MTCNN's
     from tfface.online.stream import stream
 
     return stream(
@@ -270,7 +263,7 @@ def _stream(options):
 
 
 def _app(options):
-    _needs_tensorflow("app")
+    require_tensorflow("app")
     from tfface.online.app import serve
 
     return serve(options.host, options.port, options.model, options.detector, options.bfloat16)
@@ -416,7 +409,7 @@ def _doctor(options):
 
 
 def _demo(options):
-    _needs_tensorflow("demo")
+    require_tensorflow("demo")  # not after minutes, where it exports
     from tfface.demo import demo
 
     demo(options.out)

@@ -1,6 +1,8 @@
-"""Which version of a package is installed."""
+"""What is installed: versions of packages, and the backend that Keras runs on."""
 
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
+
+from tfface.errors import UserError
 
 
 def installed_version(package: str) -> str | None:
@@ -18,3 +20,20 @@ def installed_version(package: str) -> str | None:
         except PackageNotFoundError:
             continue
     return None
+
+
+def require_tensorflow(what: str, instead: str = "") -> None:
+    """Say that Keras' TensorFlow backend is needed where it runs on another.
+
+    Args:
+        what: what needs it, the subject of the sentence.
+        instead: what else can be done, behind "unset it".
+
+    Raises:
+        UserError: Keras runs on another backend.
+    """
+    import keras
+
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise UserError(f"{what} needs Keras' TensorFlow backend, and KERAS_BACKEND is {backend}: unset it{instead}.")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tfface.errors import UserError
+from tfface.packages import require_tensorflow
 
 
 @dataclass(frozen=True)
@@ -96,18 +97,8 @@ def check_min_face_size(pixels: float) -> None:
         raise UserError(f"min_face_size is a length in pixels, at least 0, received {pixels}")
 
 
-def _on_tensorflow(name):
-    import keras
-
-    if keras.backend.backend() != "tensorflow":
-        raise UserError(
-            f"The detector {name} runs on TensorFlow, and KERAS_BACKEND is {keras.backend.backend()}: unset it, or take"
-            " dlib or yolo:FILE.onnx."
-        )
-
-
 def _mtcnn(file: str | None, **options) -> Detector:
-    _on_tensorflow("mtcnn")
+    require_tensorflow("The detector mtcnn", " or take dlib or yolo:FILE.onnx")
     from tfface.faces.mtcnn import MTCNN
 
     return MTCNN(**options)
@@ -115,7 +106,7 @@ def _mtcnn(file: str | None, **options) -> Detector:
 
 def _yolo(file: str | None, **options) -> Detector:
     if not file:
-        _on_tensorflow("yolo")
+        require_tensorflow("The detector yolo", " or take dlib or yolo:FILE.onnx")
     from tfface.faces import yolo
 
     return yolo.OnnxYOLO(file, **options) if file else yolo.TinyYOLO(**options)

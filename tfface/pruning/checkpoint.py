@@ -18,6 +18,7 @@ from tfface.errors import UserError
 from tfface.evaluation import plots
 from tfface.models.recognition import load_backbone
 from tfface.models.saved import load_saved
+from tfface.packages import require_tensorflow
 from tfface.pruning.graph import as_names, channel_groups, fixed_layers
 from tfface.pruning.importance import choose, excluded, importance
 from tfface.pruning.measure import latency, multiply_adds
@@ -98,11 +99,8 @@ def prune_checkpoint(
         raise UserError(f"The schedule must be constant or polynomial. Received: {schedule}.")
     if schedule and not finetune:
         raise UserError(f"The schedule {schedule} prunes while the network trains: add --finetune EPOCHS.")
-    if schedule and keras.backend.backend() != "tensorflow":
-        raise UserError(
-            f"A schedule prunes by TFMOT, on TensorFlow, and KERAS_BACKEND is {keras.backend.backend()}: unset it, or "
-            "leave --schedule out."
-        )
+    if schedule:
+        require_tensorflow("A schedule, which prunes by TFMOT,", " or leave --schedule out")
     if schedule and reconstruct:
         raise UserError("A schedule trains what is left before it is cut: reconstruct without --schedule.")
     if schedule and scope == SENSITIVITY:

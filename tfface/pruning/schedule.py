@@ -21,6 +21,7 @@ from tensorflow_model_optimization.python.core.sparsity.keras.pruning_impl impor
 from tensorflow_model_optimization.python.core.sparsity.keras.pruning_schedule import PruningSchedule
 
 from tfface.errors import UserError
+from tfface.packages import require_tensorflow
 from tfface.pruning.channels import CONSUMER, held_otherwise
 from tfface.pruning.graph import ChannelGroup, as_names, channel_groups, find_layers
 from tfface.pruning.importance import choose, importance
@@ -58,11 +59,7 @@ class ScheduledPruning(keras.callbacks.Callback):
         self._apply = None
 
     def on_train_begin(self, logs=None):
-        if keras.backend.backend() != "tensorflow":
-            raise UserError(
-                "Pruning during fit needs Keras' TensorFlow backend, as TFMOT's masks are TensorFlow's. Received: "
-                f"{keras.backend.backend()}. Set KERAS_BACKEND=tensorflow, or take turns: prune(model, ratio), fit."
-            )
+        require_tensorflow("Pruning during fit, by TFMOT's masks,", " or take turns: prune(model, ratio), fit")
         if self.model.steps_per_execution != 1:
             raise UserError(
                 "Pruning during fit needs steps_per_execution=1, as masks are applied before each step. Received: "

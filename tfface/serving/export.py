@@ -14,6 +14,7 @@ import tensorflow as tf
 from tfface import files, labels
 from tfface.data import pipeline
 from tfface.errors import UserError
+from tfface.packages import require_tensorflow
 from tfface.recipes.recipe import Recipe
 from tfface.serving import optimize
 from tfface.tasks import Task, bins_of
@@ -155,15 +156,6 @@ def _with_embedding(model: keras.Model) -> tuple[keras.Model, dict | None]:
             about = {"layer": layer.name, "width": layer.output.shape[1]}
             return keras.Model(model.input, {**model.output, "embedding": layer.output}, name=model.name), about
     return model, None
-
-
-def require_tensorflow(what: str) -> None:
-    """Raise a `UserError` under another Keras backend than TensorFlow."""
-    if keras.backend.backend() != "tensorflow":
-        raise UserError(
-            f"{what} is written by Keras' TensorFlow backend, received {keras.backend.backend()}. "
-            "Unset KERAS_BACKEND: a model trained on another backend loads under it."
-        )
 
 
 def require_parity(network: keras.Model, recipe: Recipe, other: Callable, what: str, tolerance: float) -> None:

@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tfface import files
 from tfface.data import pipeline
+from tfface.packages import require_tensorflow
 from tfface.serving import export, optimize
 from tfface.training import batches
 from tfface.training.run import Run
@@ -53,7 +54,7 @@ def export_litert(run: Run, file: str | Path, calibration: np.ndarray | None = N
         UserError: no trained model, another Keras backend than TensorFlow, or (float32) the file would give other
             outputs than the Keras model.
     """
-    export.require_tensorflow("A LiteRT file")
+    require_tensorflow("A LiteRT file")
     recipe = run.recipe()
     network, card = export.network_and_card(run)
     spec = export.image_spec(recipe)

@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfface import files
+from tfface.packages import require_tensorflow
 from tfface.serving import export, optimize
 from tfface.training.run import Run
 
@@ -36,7 +37,7 @@ def export_onnx(run: Run, file: str | Path) -> Path:
     Raises:
         UserError: no trained model, another Keras backend than TensorFlow, or the file would give other outputs.
     """
-    export.require_tensorflow("An ONNX file")
+    require_tensorflow("An ONNX file")
     import onnx
     import tf2onnx
 
