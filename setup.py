@@ -11,11 +11,15 @@ HERE = Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "tfface" / "__init__.py").read_text())[1]
 
 
+PRIVATE_PARTS = ("keras", "tensorflow", "tensorflow-model-optimization")
+
+
 def pins():
     """The lines of requirements.txt above '# development', comments dropped."""
     text = (HERE / "requirements.txt").read_text().split("# development")[0]
     lines = (line.split("#")[0].strip() for line in text.splitlines())
-    return [line.replace("==", ">=") for line in lines if line]
+    # What tfface stands on private parts of stays within its minor version.
+    return [line.replace("==", "~=" if line.split("==")[0] in PRIVATE_PARTS else ">=") for line in lines if line]
 
 
 class WithBuilders(build_py):

@@ -68,6 +68,7 @@ def test_every_example_parses(verb):
         (["evaluate", "/no/such/run"], "No run is in /no/such/run"),
         (["weights", "fetch", "nothing"], "Unknown pretrained file"),
         (["predict", "/no/such/photo.jpg", "--model", "/no/such/run"], "No model /no/such/run"),
+        (["weights", "list", "nothing"], "Unknown pretrained file"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_two(words, said, capsys, tmp_path, monkeypatch):
@@ -94,9 +95,27 @@ def test_ctrl_c_is_said(monkeypatch, capsys):
     def stop(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setitem(cli.VERBS, "doctor", ("help", stop, lambda _: None, "tfface doctor"))
-    assert cli.main(["doctor"]) == 130
-    assert "run the same command again" in capsys.readouterr().err
+    for verb, said in (("sweep", "stopped; run the same command again to go on."), ("doctor", "stopped.")):
+        monkeypatch.setitem(cli.VERBS, verb, ("help", stop, lambda _: None, f"tfface {verb}"))
+        assert cli.main([verb]) == 130
+        assert capsys.readouterr().err == f"tfface: {said}\n"
+
+
+def test_the_doctor_names_what_is_missing(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    assert cli.main(["doctor"]) == 2
+    assert "tensorflow_datasets cannot be imported" in capsys.readouterr().out
+
+
+def test_the_demo_takes_any_folder(monkeypatch, tmp_path, capsys):
+    from tfface import demo
+
+    given = []
+    monkeypatch.setattr(demo.cli, "main", lambda words: given.append(words) or 0)
+    monkeypatch.setattr(demo, "draw_photo", lambda path: None)
+    demo.demo(tmp_path / "my demo")
+    assert str(tmp_path / "my demo" / "data") in given[1]
+    assert f"--out '{tmp_path / 'my demo'}'" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("fails", [False, True])

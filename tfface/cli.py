@@ -7,11 +7,15 @@ import importlib.util
 import io
 import logging
 import os
+import shlex
 import sys
 
 from tfface import __version__
 from tfface.errors import UserError
 from tfface.packages import require_tensorflow
+
+GO_ON = ("build", "train", "reproduce", "sweep", "prune", "detect", "align")
+"""Verbs that go on where they were stopped, when the same command is run again."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: words after `tfface`; those of the process if None.
 
     Returns:
-        Exit code: 0 well, 2 bad input (one line on standard error), 130 stopped by Ctrl-C.
+        Exit code: 0 well, 1 some photo has no face, 2 bad input (one line on standard error), 130 stopped by Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal has no letters for is no reason to stop
@@ -43,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"tfface: {error}: the training diverged. Lower the learning rate, in a new --out.", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("tfface: stopped; run the same command again to go on.", file=sys.stderr)
+        said = "stopped; run the same command again to go on" if options.verb in GO_ON else "stopped"
+        print(f"tfface: {said}.", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone: nothing is wrong.
@@ -140,6 +145,11 @@ def _folder(options, recipe):
     )
 
 
+def _typed() -> str:
+    """The command as it was typed, for the foot of a report."""
+    return shlex.join(["tfface", *sys.argv[1:]])
+
+
 def _train(options):
     from tfface.training.fit import fit
 
@@ -203,7 +213,7 @@ def _report(options):
 def _compare(options):
     from tfface import commands
 
-    for kind, path in commands.compare(options.runs, options.split, options.common, options.out).items():
+    for kind, path in commands.compare(options.runs, options.split, options.common, options.out, _typed()).items():
         print(f"{kind}: {path}")
 
 
@@ -211,7 +221,7 @@ def _robustness(options):
     from tfface import commands
 
     made = commands.robustness(
-        options.model, options.split, options.data, options.data_dir, options.bfloat16, options.out
+        options.model, options.split, options.data, options.data_dir, options.bfloat16, options.out, _typed()
     )
     for kind, path in made.items():
         print(f"{kind}: {path}")
@@ -230,6 +240,7 @@ def _reproduce(options):
         options.device,
         options.bfloat16,
         options.devices,
+        _typed(),
     )
     for kind, path in made.items():
         print(f"{kind}: {path}")
@@ -334,8 +345,10 @@ def _export(options):
         return
     from tfface.serving import bundle
 
-    if options.format != "saved_model" or options.bfloat16 or options.int8:
-        raise UserError("a bundle holds a plain SavedModel: --format, --bfloat16 and --int8 do not belong to --bundle")
+    if options.format != "saved_model" or options.bfloat16 or options.int8 or options.data:
+        raise UserError(
+            "a bundle holds a plain SavedModel: --format, --bfloat16, --int8 and --data do not belong to --bundle"
+        )
     if options.out or bool(options.run_folder) == options.rollback:
         raise UserError("expected `tfface export RUN --bundle DIR`, or `tfface export --bundle DIR --rollback`")
     if options.rollback:
@@ -361,7 +374,7 @@ def _weights(options):
         for name in options.names or weights.PRETRAINED:
             print(f"{name}: {weights.fetch(name)}")
     else:
-        commands.list_weights()
+        commands.list_weights(options.names)
 
 
 def _verify(options):
@@ -397,9 +410,8 @@ def _sweep(options):
     from tfface.training.sweep import sweep
 
     recipe = _recipe(options)
-    sweep(
-        recipe, _folder(options, recipe) / "sweep", options.trials, options.data_dir, options.device, options.bfloat16
-    )
+    folder = options.out or _folder(options, recipe) / "sweep"
+    sweep(recipe, folder, options.trials, options.data_dir, options.device, options.bfloat16)
 
 
 def _doctor(options):
@@ -925,7 +937,7 @@ def _parser() -> argparse.ArgumentParser:
             epilog=f"example: {example}",
         )
         add_options(verb)
-        verb.set_defaults(run=run)
+        verb.set_defaults(run=run, verb=name)
     return parser
 
 

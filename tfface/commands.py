@@ -181,6 +181,8 @@ def evaluate(
 
         builder = pipeline.open_dataset(data or recipe.data, data_dir)
         others = [name for name in builder.info.splits if name != split.partition("[")[0]]
+        if not others:
+            raise UserError(f"{builder.info.full_name} has no other split that could hold near copies of {split}.")
         others = np.concatenate([split_hashes(builder, name) for name in others])
         near = near_others(split_hashes(builder, split), others)
         say(f"{near.sum()} of {len(near)} images of {split} have a near copy in another split and are left out.")
@@ -205,8 +207,16 @@ def main_figures(figures: dict) -> list[str]:
 def report(folder: str | Path, data_dir: str | Path | None = None, command: str = "") -> dict[str, Path]:
     """Write report.html, report.md and report.json for a run, or for a folder of runs with several seeds.
 
+    Args:
+        folder: of a run, or of runs named seed-N.
+        data_dir: where data sets are prepared.
+        command: what was typed, to stand in the report.
+
     Returns:
         The files by kind.
+
+    Raises:
+        UserError: no run is there, or it was not evaluated on its own data.
     """
     from tfface.evaluation import run_report
 
@@ -214,7 +224,11 @@ def report(folder: str | Path, data_dir: str | Path | None = None, command: str 
 
 
 def compare(
-    folders: Iterable[str | Path], split: str = "test", common: bool = False, out: str | Path = "runs/compare"
+    folders: Iterable[str | Path],
+    split: str = "test",
+    common: bool = False,
+    out: str | Path = "runs/compare",
+    command: str = "",
 ) -> dict[str, Path]:
     """Set runs beside the first of them, on the same images: print a table and write a page.
 
@@ -223,6 +237,7 @@ def compare(
         split: what they were evaluated on.
         common: compare on the images that all of them have.
         out: folder of the page.
+        command: what was typed, to stand on the page.
 
     Returns:
         The page's files by kind.
@@ -242,7 +257,7 @@ def compare(
     if any(compared["left_out"]):
         left_out = ", ".join(map(str, compared["left_out"]))
         say(f"on {compared['n']:,} images that all have; left out, run by run: {left_out}")
-    return comparing.write_comparison(compared, out, " ".join(["tfface", *sys.argv[1:]]))
+    return comparing.write_comparison(compared, out, command)
 
 
 def robustness(
@@ -252,6 +267,7 @@ def robustness(
     data_dir: str | Path | None = None,
     bfloat16: bool = False,
     out: str | Path | None = None,
+    command: str = "",
 ) -> dict[str, Path]:
     """Measure a model on pictures that get worse step by step, print each measurement and write a page of curves.
 
@@ -262,6 +278,7 @@ def robustness(
         data_dir: where data sets are prepared.
         bfloat16: compute convolutions in bfloat16.
         out: folder of the page; runs/robustness-MODEL unless given.
+        command: what was typed, to stand on the page.
 
     Returns:
         The page's files by kind.
@@ -276,9 +293,8 @@ def robustness(
     run = find_model(model)
     result = measuring.robustness(run, split, data, data_dir, bfloat16, progress=say)
     examples = measuring.example_faces(pipeline.open_dataset(result["data"], data_dir), split)
-    name = Path(model).resolve().name
+    name = run.name
     folder = Path(out) if out else Path("runs") / f"robustness-{name}"
-    command = " ".join(["tfface", *sys.argv[1:]])
     return measuring.write_robustness(result, folder, f"Robustness of {name}", examples, command)
 
 
@@ -291,8 +307,18 @@ def reproduce(
     device: str = "auto",
     bfloat16: bool = False,
     devices: int = 1,
+    command: str = "",
 ) -> dict:
     """Train, evaluate, report and export one recipe over several seeds; what is done already is not done again.
+
+    Args:
+        recipe: what is reproduced; its seed is replaced.
+        seeds: a run for each, in the folder `seed-N`.
+        out: folder of the runs; `run_folder` unless given.
+        variant: the recipe's variant, for the folder's name.
+        data_dir: where data sets are prepared.
+        device, bfloat16, devices: as in `tfface.training.fit.fit`.
+        command: what was typed, to stand in the report.
 
     Returns:
         The report's files by kind, and the SavedModel under "saved_model". That is left out where Keras' backend is
@@ -322,7 +348,7 @@ def reproduce(
                 everything = {**figures.get("verification", {}), pairs: verified}
                 files.write_json(known, {**figures, "verification": everything})
         runs.append(run)
-    made = report(folder, data_dir, " ".join(["tfface", *sys.argv[1:]]))
+    made = report(folder, data_dir, command)
     saved = folder / "saved_model"
     written = saved / "saved_model.pb"
     # A run that went on after it was exported has a better network than the one there.
@@ -443,8 +469,10 @@ def verify(
     if threshold is not None:
         result["at_threshold"] = {"threshold": threshold, "accuracy": float(np.mean((similarity >= threshold) == same))}
     further = [way.replace("_", "-") for way, taken in ways.items() if taken]
-    name = "-".join([*Path(model).with_suffix("").parts, data.replace("/", "-"), embedder.crop, *further])
-    folder = Path(out) if out else Path("runs") / "verify" / name.strip("/").lstrip("-")
+    place = Path(str(model).removesuffix(".keras"))
+    parts = [part for part in place.parts if part not in ("/", "..")] or [place.resolve().name]
+    name = "-".join([*parts, data.replace("/", "-"), embedder.crop, *further])
+    folder = Path(out) if out else Path("runs") / "verify" / name
     files.write_json(folder / "verification.json", result)
     plots.save(plots.roc({f"{model}, {data}": result}), folder / "roc.png")
     for note in notes:
@@ -467,11 +495,16 @@ def verify(
 # --- what is there
 
 
-def list_weights() -> None:
-    """Print every pretrained file with its state, licence and preprocessing."""
+def list_weights(names: Iterable[str] = ()) -> None:
+    """Print pretrained files, all unless some are named, with their state, licence and preprocessing.
+
+    Raises:
+        UserError: an unknown name.
+    """
     from tfface import weights
 
-    for name, entry in weights.PRETRAINED.items():
+    for name in names or weights.PRETRAINED:
+        entry = weights.lookup(name)
         say(f"{name}: {weights.status(name)}, {weights.path(name)}")
         say(f"  {entry.about}\n  licence: {entry.licence}\n  input: {entry.preprocessing}\n  sha256: {entry.sha256}")
 
@@ -502,8 +535,13 @@ def doctor(data_dir: str | Path | None = None) -> int:
         except ImportError as error:
             wrong += 1
             say(f"{module} cannot be imported ({error}). Mend: {mend}")
-    import keras
-    import tensorflow as tf
+    try:
+        import keras
+        import tensorflow as tf
+        import tensorflow_datasets as tfds
+    except ImportError as error:
+        say(f"{error.name or error} cannot be imported ({error}). Mend: pip install -r requirements.txt")
+        return 2
 
     say(f"Keras backend: {keras.backend.backend()}")
     gpus = tf.config.list_physical_devices("GPU")
@@ -514,8 +552,6 @@ def doctor(data_dir: str | Path | None = None) -> int:
         wrong += state == "damaged"
         mend = "" if state == "ready" else f" (tfface weights fetch {name})"
         say(f"weights {name}: {state}{mend}")
-    import tensorflow_datasets as tfds
-
     folder = Path(data_dir or tfds.core.constants.DATA_DIR)
     prepared = sorted(path.parent for path in folder.glob("*/**/dataset_info.json")) if folder.is_dir() else []
     say(f"prepared data sets in {folder}: {', '.join(str(p.relative_to(folder)) for p in prepared) or 'none'}")

@@ -18,19 +18,21 @@ def demo(out: str | Path = "runs/demo") -> None:
     """
     out = Path(out)
     photo = out / "photo.jpg"
+    data = ("--data-dir", out / "data")
     commands = (
-        "weights fetch facenet",
-        f"build synthetic_faces/small --data-dir {out / 'data'}",
-        f"reproduce arg --variant years --tiny --data-dir {out / 'data'} --out {out}",
-        f"predict {photo} --model {out / 'seed-0'} --out picture,json --to {out}",
-        f"predict {photo} --to {out / 'compact'}",
+        ("weights", "fetch", "facenet"),
+        ("build", "synthetic_faces/small", *data),
+        ("reproduce", "arg", "--variant", "years", "--tiny", *data, "--out", out),
+        ("predict", photo, "--model", out / "seed-0", "--out", "picture,json", "--to", out),
+        ("predict", photo, "--to", out / "compact"),
     )
     for number, command in enumerate(commands, 1):
-        print(f"\n[{number}/{len(commands)}] tfface {command}", flush=True)
-        if command.startswith("predict"):
+        words = [str(word) for word in command]
+        print(f"\n[{number}/{len(commands)}] tfface {shlex.join(words)}", flush=True)
+        if words[0] == "predict":
             draw_photo(photo)
-        if code := cli.main(shlex.split(command)):
-            raise UserError(f"The demo stopped at `tfface {command}` with exit code {code}.")
+        if code := cli.main(words):
+            raise UserError(f"The demo stopped at `tfface {shlex.join(words)}` with exit code {code}.")
     print("\nThe demo is done: synthetic faces of nobody, real weights, the commands above.")
     for what, path in (
         ("report", out / "report.html"),

@@ -1,5 +1,7 @@
 """Damaged files of a prepared data set: which file it is, and what to do."""
 
+import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,9 @@ from tfface import cli
 from tfface.data import pipeline
 from tfface.errors import UserError
 from tfface.labels import GENDERS
+from tfface.recipes import RECIPES
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -74,7 +79,7 @@ def test_a_damaged_file_is_named(damage, prepared):
         overwrite_the_start: "corrupted record at byte 0",
         None: "it is missing",
     }[damage]
-    with pytest.raises(UserError, match=rf"{path.name} .* is damaged: {words}.*`tfface build tiny_faces`"):
+    with pytest.raises(UserError, match=rf"{path.name} .* is damaged: {words}.*`tfface build tiny_faces "):
         pipeline.label_arrays(builder, "validation")
 
 
@@ -110,3 +115,34 @@ def test_a_label_that_is_not_known_is_shown_once():
     for factors in ((1, 2.5), (0, 1)):
         with pytest.raises(UserError, match="integers, at least 1"):
             pipeline.repeats({"race": np.array([0, 1])}, {"race": factors})
+
+
+@pytest.mark.parametrize(
+    ("data", "command"),
+    [
+        ("utkface", "tfface build utkface --manual-dir FOLDER"),
+        ("fairface/padding025", "tfface build fairface/padding025 --manual-dir FOLDER"),
+        ("fairface/padding025-margin", "tfface build fairface/padding025 --align margin --manual-dir FOLDER"),
+        ("utkface/five-point-112x112-dlib", "tfface build utkface --align five-point --size 112x112 --detector dlib"),
+        (
+            "casia_webface/images-five-point-centre",
+            "tfface build casia_webface/images --align five-point --no-face centre --manual-dir FOLDER",
+        ),
+        ("synthetic_faces/small", "tfface build synthetic_faces/small"),
+    ],
+)
+def test_what_is_not_prepared_is_told_with_the_command_that_prepares_it(data, command, tmp_path):
+    with pytest.raises(UserError, match=re.escape(f"`{command}")):
+        pipeline.open_dataset(data, tmp_path)
+    cli._parser().parse_args(shlex.split(pipeline.build_command(data))[1:])
+
+
+def test_the_data_of_every_recipe_can_be_built_as_is_said():
+    for recipe in RECIPES.values():
+        for fields in ({}, *recipe.variants.values()):
+            for data in fields.get("data", recipe.data).partition("@")[0].split("+"):
+                command = pipeline.build_command(data.partition("@")[0])
+                chosen = cli._parser().parse_args(shlex.split(command)[1:])
+                name, _, config = chosen.data.partition("/")
+                source = (ROOT / "datasets" / name / f"{name}_dataset_builder.py").read_text()
+                assert not config or name == "image_folder" or f'"{config}"' in source, command

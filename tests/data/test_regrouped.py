@@ -51,6 +51,7 @@ def test_fingerprints_differ(whole, four):
 def test_parts_of_a_split_are_disjoint(four):
     first, second = (pipeline.label_arrays(four, f"train[{part}]")["key"] for part in (":50%", "50%:"))
     assert not set(first) & set(second)
+    assert pipeline.num_examples(four, "train[:50%]") == len(first)
     assert len(first) + len(second) == four.info.splits["train"].num_examples
 
 

@@ -51,5 +51,8 @@ def test_a_run_is_calibrated_and_no_label_changes(tiny_run, data_dir, tmp_path):
         np.testing.assert_array_equal(before[name].argmax(1), after[name].argmax(1))
         np.testing.assert_allclose(after[name], softmax(np.log(before[name]) / temperature), atol=1e-4)
     assert json.loads((run.folder / "calibration.json").read_text()) == pytest.approx(temperatures)
+    # What was measured before is no longer the run's: neither a report nor a comparison takes it for that.
+    assert not run.figures_file.exists()
+    assert not list(run.folder.glob("predictions-*"))
     # a second time there is little left to do
     assert all(abs(value - 1) < 0.02 for value in calibrate(run.folder, data_dir).values())

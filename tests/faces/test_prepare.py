@@ -187,6 +187,10 @@ def test_other_settings_and_other_files_are_never_written_over(photos, detector,
     prepare.align_photos([photos / "grey.png"], "five-point", to=to)
     with pytest.raises(UserError, match=r"other settings: align five-point, size \[112, 96\] there, align margin"):
         prepare.align_photos([photos / "grey.png"], "margin", to=to)
+    # A first try that failed at once does not keep the folder from the next.
+    with pytest.raises(UserError, match="choose --no-face skip or centre"):
+        prepare.align_photos([photos / "grey.png"], "margin", no_face="error", to=tmp_path / "again")
+    assert prepare.align_photos([photos / "grey.png"], "margin", no_face="centre", to=tmp_path / "again") == 0
     before = content_of(photos)
     with pytest.raises(UserError, match="holds other files"):
         prepare.align_photos([photos / "b"], "margin", faces="largest", to=photos / "a")
@@ -222,6 +226,9 @@ def test_an_alignment_without_its_landmarks_is_one_clear_line(photos, tmp_path, 
         monkeypatch.setattr(prepare, "load_detector", lambda *_, found=found, **__: lambda photos: [found])
         with pytest.raises(UserError, match="needs the first 5 of five landmarks"):
             prepare.align_photos([photos / "group.jpg"], "five-point", to=tmp_path / "five")
+    with pytest.raises(UserError, match="needs landmarks that the detector yolo does not find"):
+        prepare.align_photos([photos / "group.jpg"], "five-point", detector="yolo", to=tmp_path / "none")
+    assert not (tmp_path / "none").exists()
     assert prepare.align_photos([photos / "group.jpg"], "eyes", to=tmp_path / "eyes") == 0
     assert lines_of(tmp_path / "eyes")[str(photos / "group.jpg")]["faces"][0]["landmarks"][3:] == [None, None]
 

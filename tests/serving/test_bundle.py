@@ -251,9 +251,10 @@ def test_words_that_do_not_belong_together(small_run, tmp_path, capsys):
         [str(small_run.folder), "--bundle", str(tmp_path), "--name", "a/b"],
         [str(small_run.folder), "--bundle", str(tmp_path), "--rollback"],
         ["--bundle", str(tmp_path), "--rollback"],
+        [str(small_run.folder), "--bundle", str(tmp_path), "--data", "utkface"],
     ):
         assert cli.main(["export", *words]) == 2
-    assert len(capsys.readouterr().err.splitlines()) == 5
+    assert len(capsys.readouterr().err.splitlines()) == 6
 
 
 def test_which_layer_is_the_embedding():

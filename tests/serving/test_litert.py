@@ -60,7 +60,7 @@ def test_int8_needs_litert(small_run, capsys):
     assert "--int8" in capsys.readouterr().err
 
 
-def test_accuracy_is_counted_on_labelled_faces(tiny_recipe, data_dir, tmp_path):
+def test_accuracy_is_counted_on_labelled_faces(tiny_recipe, data_dir, tmp_path, monkeypatch):
     run = Run(tmp_path / "run")
     run.begin(tiny_recipe, {"name": tiny_recipe.data}, "cpu")
     truth = pipeline.label_arrays(pipeline.open_dataset(tiny_recipe.data, data_dir), "test")
@@ -74,6 +74,24 @@ def test_accuracy_is_counted_on_labelled_faces(tiny_recipe, data_dir, tmp_path):
         classes["gender"] = 1 - classes["gender"]
         return {f"{name}_probabilities": values for name, values in classes.items()} | {"age": truth["age"][part] + 2.0}
 
-    result = litert.accuracies(two_years_off, run, "test", 20, data_dir=data_dir)
-    assert seen == 20
+    result, faces = litert.accuracies(two_years_off, run, "test", 20, data_dir=data_dir)
+    assert seen == faces == 20
     assert result == pytest.approx({"gender": 0, "race": 1, "age": 2})
+    # Of joined data sets a face counts where its label is known; of a split that is smaller, all that there are.
+    arrays = dict(truth)
+    truth["gender"] = np.where(np.arange(len(truth["gender"])) % 2, truth["gender"], -1)
+    monkeypatch.setattr(pipeline, "label_arrays", lambda *_: truth)
+    known = arrays["gender"][1::2]
+    says_the_first = {"gender_probabilities": np.eye(2)[np.zeros(len(truth["key"]), int)]}
+    says_the_first |= {"race_probabilities": np.eye(5)[truth["race"]], "age": truth["age"] + 2.0}
+    seen = 0
+
+    def the_first(images):
+        nonlocal seen
+        part = slice(seen, seen + len(images))
+        seen += len(images)
+        return {name: values[part] for name, values in says_the_first.items()}
+
+    result, faces = litert.accuracies(the_first, run, "test", 10_000, data_dir=data_dir)
+    assert faces == len(truth["key"])
+    assert result["gender"] == pytest.approx((known == 0).mean())

@@ -41,6 +41,31 @@ def test_cached_features_that_were_cut_off(size, tmp_path, monkeypatch):
     monkeypatch.setenv("TFFACE_HOME", str(tmp_path))
     monkeypatch.setattr(pipeline, "fingerprint", lambda builder, split: "of the data")
     monkeypatch.setattr(features, "_compute", compute)
-    info = SimpleNamespace(full_name="tiny/1.0.0", splits={"train": SimpleNamespace(num_examples=100)})
-    with pytest.raises(UserError, match=r"cached features .*npy are damaged .* Remove that file"):
-        features.cached_features(small_model(), SimpleNamespace(info=info), "train", (8, 8), [pipeline.View()])
+    builder = SimpleNamespace(info=SimpleNamespace(full_name="tiny/1.0.0"), count=lambda split: 100)
+    with pytest.raises(UserError, match=r"cached file .*npy is damaged .* Remove it"):
+        features.cached_features(small_model(), builder, "train", (8, 8), [pipeline.View()])
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.9])
+def test_a_cached_archive_that_was_cut_off(share, tmp_path):
+    file = tmp_path / "outputs.npz"
+    np.savez(file, gender=np.zeros((100, 2)), race=np.ones((100, 5)))
+    assert set(features.load_cached(file)) == {"gender", "race"}
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    with pytest.raises(UserError, match=r"cached file .*npz is damaged"):
+        features.load_cached(file)
+
+
+def test_what_a_killed_run_left_of_its_features_does_no_harm(data_dir, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFFACE_HOME", str(tmp_path))
+    monkeypatch.setattr(features, "PART", 100)
+    builder = pipeline.open_dataset("synthetic_faces/small", data_dir)
+    arguments = (small_model(), builder, "validation", (8, 8), [pipeline.View()])
+    (expected,) = features.cached_features(*arguments, progress=False)
+    (file,) = (tmp_path / "features").glob("*.npy")
+    file.unlink()
+    parts = file.with_suffix(".parts")
+    parts.mkdir()
+    np.save(parts / "000000.npy", expected[:100])
+    (parts / ".000001.npy.7.part.npy").write_bytes(b"half of an array")
+    np.testing.assert_array_equal(features.cached_features(*arguments, progress=False)[0], expected)

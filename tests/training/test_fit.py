@@ -209,6 +209,14 @@ def test_a_run_of_a_version_without_a_field_goes_on_with_its_default(tmp_path):
         run.begin(recipe.changed(open_attention=False), data, "cpu")
 
 
+def test_runs_are_told_apart_by_their_names(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "seed-3").mkdir()
+    assert Run("runs/arg-years/seed-0").name == "arg-years-seed-0"
+    assert Run("runs/compact").name == "compact"
+    assert Run("seed-3").name == f"{tmp_path.name}-seed-3"
+
+
 def test_another_process_in_the_folder_is_refused(tiny_recipe, data_dir, tmp_path, tiny_run):
     with (
         files.held(tmp_path / "run", "--out"),

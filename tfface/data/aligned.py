@@ -30,7 +30,7 @@ from etils import epath
 from tqdm import tqdm
 
 from tfface.errors import UserError
-from tfface.faces.crops import DETECTORS, FOUND, NEEDED, Alignment
+from tfface.faces.crops import DETECTORS, Alignment
 
 NO_FACE = ("skip", "centre", "error")
 
@@ -84,11 +84,7 @@ def aligned_config(
             "AlignableConfig of tfface.data.aligned"
         )
     alignment = Alignment(align, size)
-    if FOUND.get(detector, 5) < NEEDED[align]:
-        raise UserError(
-            f"the alignment {align} needs landmarks that the detector {detector} does not find; choose mtcnn, or the "
-            "alignment margin"
-        )
+    alignment.check_detector(detector)
     if no_face not in NO_FACE:
         raise UserError(f"no_face must be one of {', '.join(NO_FACE)}, received {no_face!r}")
     own_size, own_detector = alignment == Alignment(align), detector in ("", DETECTORS[align])

@@ -94,5 +94,5 @@ def split_hashes(builder, split: str) -> np.ndarray:
         return [perceptual_hash(view) for view in (image, image[:, ::-1])]
 
     rows = pipeline.examples(builder, split)
-    count = builder.info.splits[split].num_examples
+    count = pipeline.num_examples(builder, split)
     return np.array([both(row) for row in tqdm(rows, f"Comparing {split}", count, unit=" photos", leave=False)])

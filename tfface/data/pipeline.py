@@ -93,7 +93,7 @@ class Joined:
 
     def order(self, split: str) -> np.ndarray:
         """Which of the data sets each example of a split is from, `(n,)` int64; those of each keep their order."""
-        sizes = [part.info.splits[split].num_examples for part in self.parts]
+        sizes = [num_examples(part, split) for part in self.parts]
         # The i-th of n examples stands at (i + 1/2) / n: each data set is spread evenly over the whole.
         places = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
         return np.repeat(np.arange(len(sizes)), sizes)[np.argsort(places, kind="stable")].astype("int64")
@@ -146,11 +146,25 @@ def open_dataset(data: str, data_dir: str | Path | None = None) -> tfds.core.Dat
     if not prepared:
         folder = data_dir or tfds.core.constants.DATA_DIR
         raise UserError(
-            f"The data set {data} is not prepared in {folder}. Build it first: "
-            f"`tfface build {data} --manual-dir FOLDER_OF_ITS_FILES`, or name its place with --data-dir. "
-            "`tfface doctor` lists what is prepared."
+            f"The data set {data} is not prepared in {folder}. Build it first: `{build_command(data)}`, or name its "
+            "place with --data-dir. `tfface doctor` lists what is prepared."
         )
     return builder
+
+
+def build_command(data: str) -> str:
+    """The command that prepares a data set, of which an aligned one bears the alignment in its config's name.
+
+    Args:
+        data: `name` or `name/config`, such as "utkface/margin"; see `tfface.data.aligned.aligned_config`.
+    """
+    name, _, config = data.partition("/")
+    found = re.fullmatch(r"(?:(.+)-)?(eyes|five-point|margin)(?:-(\d+x\d+))?(?:-(.+?))??(-centre)?", config)
+    base, align, size, detector, centre = found.groups() if found else (config, None, None, None, None)
+    words = ["tfface build", f"{name}/{base}" if base else name]
+    words += [f"--align {align}"] * bool(align) + [f"--size {size}"] * bool(size)
+    words += [f"--detector {detector}"] * bool(detector) + ["--no-face centre"] * bool(centre)
+    return " ".join(words + ["--manual-dir FOLDER"] * (name != "synthetic_faces"))
 
 
 def with_extra(builder, extra: str, data_dir: str | Path | None = None):
@@ -163,6 +177,15 @@ def with_extra(builder, extra: str, data_dir: str | Path | None = None):
         return builder
     more = open_dataset(extra, data_dir)
     return Joined([part for one in (builder, more) for part in (one.parts if isinstance(one, Joined) else (one,))])
+
+
+def num_examples(builder, split: str) -> int:
+    """How many examples a split or a part of one, "test[:1000]", holds."""
+    if isinstance(builder, Joined):
+        return sum(num_examples(part, split) for part in builder.parts)
+    if not isinstance(builder, tfds.core.DatasetBuilder):  # regrouped
+        return builder.count(split)
+    return builder.info.splits[split].num_examples
 
 
 def fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:
@@ -258,7 +281,7 @@ def check_shards(builder: tfds.core.DatasetBuilder, split: str) -> None:
         if reason:
             raise UserError(
                 f"The file {path} of the data set {builder.info.full_name} is damaged: {reason}. Remove "
-                f"{Path(path).parent} and build it again: `tfface build {builder.info.full_name.rpartition('/')[0]}`."
+                f"{Path(path).parent} and build it again: `{build_command(builder.info.full_name.rpartition('/')[0])}`."
             )
 
 

@@ -210,9 +210,7 @@ def _rows(every: Sequence[Scores], figure: str) -> list[dict]:
 
 def _names(folders: Sequence[Path]) -> list[str]:
     """The folders' names without the words that all begin or end with; their paths where that leaves nothing."""
-    whole = [folder.resolve() for folder in folders]
-    names = [f"{path.parent.name}-{path.name}" if path.name.startswith("seed-") else path.name for path in whole]
-    parts = [name.split("-") for name in names]
+    parts = [Run(folder).name.split("-") for folder in folders]
     least = min(map(len, parts))
     head = next((i for i in range(least) if len({part[i] for part in parts}) > 1), least)
     tail = next((i for i in range(least - head) if len({part[-1 - i] for part in parts}) > 1), least - head)

@@ -21,7 +21,7 @@ from tfface.faces import align
 from tfface.faces.crops import main_face
 from tfface.models.inception_resnet_v1 import inception_resnet_v1
 from tfface.models.recognition import EMBEDDING, load_backbone
-from tfface.training.features import bfloat16_convolutions, model_fingerprint
+from tfface.training.features import bfloat16_convolutions, load_cached, model_fingerprint
 from tfface.training.run import Run
 
 CROPS = ("detect", "centre", "margin", "five-point", "whole")
@@ -202,8 +202,8 @@ def embed_images(embedder: Embedder, builder, mirror: bool = False, bfloat16: bo
         embeddings, without_face = _compute(embedder, builder, split, mirror, bfloat16, keys)
         with files.written_aside(cache) as aside:
             np.savez(aside, embeddings=embeddings, without_face=np.array(without_face, dtype=str))
-    with np.load(cache) as stored:
-        embeddings, without_face = stored["embeddings"], stored["without_face"].tolist()
+    stored = load_cached(cache)
+    embeddings, without_face = stored["embeddings"], stored["without_face"].tolist()
     if not mirror:
         embeddings = embeddings[:, : embedder.model.output_shape[-1]]
     named = (builder.info.metadata or {}).get("cut_at_centre", [])

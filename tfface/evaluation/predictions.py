@@ -63,6 +63,27 @@ def predict_with(
             network learnt.
     """
     builder = pipeline.open_dataset(data or recipe.data, data_dir)
+    tasks, truth, classes = truth_of(recipe, builder, split)
+    outputs = outputs_of(recipe.adapted(pipeline.class_names(builder)), model, builder, split, bfloat16, progress)
+    return to_predictions(tasks, outputs, truth, classes)
+
+
+def truth_of(
+    recipe: Recipe, builder, split: str
+) -> tuple[tuple[Task, ...], dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
+    """The labels of a split, its classes in the order of the network's.
+
+    Args:
+        recipe: the recipe that the network was trained by.
+        builder: a prepared data set.
+        split: name of the split.
+
+    Returns:
+        What the network's outputs mean on this data set, its labels (-1: not known) and their class names.
+
+    Raises:
+        UserError: no such split, or classes of other names than the network learnt.
+    """
     classes = pipeline.class_names(builder)
     learnt = {task.label: task.classes for task in recipe.tasks()}
     recipe = recipe.adapted(classes)
@@ -82,8 +103,7 @@ def predict_with(
                     "build it again."
                 )
         tasks.append(task)
-    outputs = outputs_of(recipe, model, builder, split, bfloat16, progress)
-    return to_predictions(tuple(tasks), outputs, truth, classes)
+    return tuple(tasks), truth, classes
 
 
 def to_predictions(

@@ -21,7 +21,7 @@ from tfface.errors import UserError
 from tfface.evaluation import plots
 from tfface.evaluation.evaluate import evaluate
 from tfface.evaluation.pages import Gallery, Page, Picture, Section, Table, Text, slug
-from tfface.evaluation.predictions import to_predictions
+from tfface.evaluation.predictions import to_predictions, truth_of
 from tfface.evaluation.report import RESPONSIBLE_USE
 from tfface.faces.occlude import cover_area, generator
 from tfface.faces.occluders import load_occluders
@@ -136,14 +136,14 @@ def robustness(
     if "+" in data:
         raise UserError(f"expected one data set, received {data}: name one of them with --data")
     builder = pipeline.open_dataset(data, data_dir)
+    tasks, truth, classes = truth_of(recipe, builder, split)
     recipe = recipe.adapted(pipeline.class_names(builder))
-    truth = pipeline.label_arrays(builder, split)
     model = run.model()
 
     def figures(change) -> dict:
         with bfloat16_convolutions(bfloat16):
             outputs = outputs_of(recipe, model, builder, split, bfloat16, progress=False, change=change)
-        told = evaluate(to_predictions(recipe.tasks(), outputs, truth, pipeline.class_names(builder)))
+        told = evaluate(to_predictions(tasks, outputs, truth, classes))
         rows = {f"{task} accuracy": values["accuracy"] for task, values in told["tasks"].items()}
         return rows | ({"age error": told["age"]["mae"]} if "age" in told else {})
 

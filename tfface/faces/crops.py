@@ -72,6 +72,21 @@ class Alignment:
         elif height != width:
             raise UserError(f"{self.name} crops are square, received {height}x{width} (height x width)")
 
+    def check_detector(self, detector: str) -> None:
+        """Say before any work that a detector does not find the landmarks that are needed.
+
+        Args:
+            detector: its name, as in `tfface.faces.detect.load_detector`; empty for the alignment's own.
+
+        Raises:
+            UserError: it does not.
+        """
+        if FOUND.get(detector, 5) < NEEDED[self.name]:
+            raise UserError(
+                f"the alignment {self.name} needs landmarks that the detector {detector} does not find; choose mtcnn, "
+                "or the alignment margin"
+            )
+
     def crop(self, photo: np.ndarray, face: dict | None) -> np.ndarray:
         """Cuts a face out of a photo.
 

@@ -111,6 +111,7 @@ def align_photos(
     """
     alignment = Alignment(align, size)
     detector = detector or DETECTORS[align]
+    alignment.check_detector(detector)
     settings = {
         "verb": "align",
         "detector": detector,
@@ -310,6 +311,10 @@ def _claim(to: Path, settings: dict) -> tuple[_Tally, set[int]]:
         files.write_json(path, settings)
         return tally, done
     before = files.read_json(path, f"What the results in {to} were made with")
+    lines = to / LINES
+    if before != settings and not (lines.exists() and lines.stat().st_size):  # of a run that failed at once
+        files.write_json(path, settings)
+        return tally, done
     if before != settings:
         changed = sorted(key for key in before | settings if before.get(key) != settings.get(key))
         raise UserError(

@@ -49,7 +49,7 @@ class Retraining:
         pixels = {"train_from": "", "initial": "", "data": data or recipe.data}
         self.recipe = recipe.changed(**pixels, epochs=max(epochs, 1), schedule_scale=1.0, patience=0)
         self.source = pipeline.with_extra(self.builder, self.recipe.extra_data, data_dir)
-        self.labels = pipeline.label_arrays(self.source, "train")
+        self.labels = pipeline.label_arrays(self.source, recipe.train_split)
         self.batch_size, self.steps = batches.steps_of(self.labels, self.recipe)
         """Images a step, and steps an epoch."""
 
@@ -73,8 +73,9 @@ class Retraining:
         return lambda model: compiled(model).evaluate(few, verbose=0, return_dict=True)["loss"]
 
     def _batches(self):
-        taught = taught_targets(self.recipe, self.source, "train", self.labels, self.data_dir)
-        return batches.image_batches(self.source, "train", self.recipe, 0, taught)
+        split = self.recipe.train_split
+        taught = taught_targets(self.recipe, self.source, split, self.labels, self.data_dir)
+        return batches.image_batches(self.source, split, self.recipe, 0, taught)
 
     def fit(
         self,

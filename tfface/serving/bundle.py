@@ -13,8 +13,6 @@ version that had to be named there would never be loaded. A label moves with the
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import re
 import shlex
 import shutil
@@ -93,7 +91,7 @@ def publish(run: Run, bundle: str | Path, name: str = "") -> Path:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
         raise UserError(f"--name must be letters, digits, _ and - (it is part of an address). Received: {name}.")
     bundle = Path(bundle)
-    with _locked(bundle):
+    with files.held(bundle, "--bundle"):
         staging = bundle / name / ".staging"
         shutil.rmtree(staging, ignore_errors=True)  # of a publication that was killed
         try:
@@ -136,7 +134,7 @@ def roll_back(bundle: str | Path, name: str = "", wait: float = 2 * CONFIG_POLL_
             f"--name must be a model of the bundle {bundle}. Expected one of: {', '.join(models) or 'none is there'}. "
             f"Received: {name or 'no name'}."
         )
-    with _locked(bundle):
+    with files.held(bundle, "--bundle"):
         versions = _versions(bundle / name)
         if len(versions) < 2:
             raise UserError(
@@ -296,15 +294,3 @@ def _numbers(model: Path) -> list[int]:
 
 def _withdrawn(model: Path) -> list[int]:
     return [int(path.name.removeprefix("withdrawn-")) for path in model.glob("withdrawn-*/")]
-
-
-@contextlib.contextmanager
-def _locked(bundle: Path) -> Iterator[None]:
-    """One publication or roll-back at a time."""
-    files.make_folder(bundle)
-    with open(bundle / ".lock", "w") as stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"The bundle {bundle} is being written by another process; wait for its end.") from error
-        yield

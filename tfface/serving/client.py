@@ -398,12 +398,16 @@ def predict_photos(server: Server, paths, detector="mtcnn", crops=False, embeddi
     """
     predictor = None if crops else RemotePredictor(server, detector, embeddings)
     broken = empty = 0
+    seen = set()
 
     def readable():
         nonlocal broken
         for named in paths:
             try:
                 for path in find_photos([named]):
+                    if path in seen:
+                        continue
+                    seen.add(path)
                     try:
                         yield path, *_read(path, crops)
                     except UserError as error:

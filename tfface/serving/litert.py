@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from tfface import files
 from tfface.data import pipeline
+from tfface.evaluation.predictions import truth_of
 from tfface.packages import require_tensorflow
 from tfface.serving import export, optimize
 from tfface.training import batches
@@ -127,7 +128,7 @@ def measure_int8(
     """Compare an int8 file with the network in float32 on faces of the test split; write it to `FILE.json` too.
 
     Returns:
-        Task -> `accuracies` of the network and of the file.
+        Task -> `[float32, int8]`: the share of right answers, for "age" the mean absolute error, years (`accuracies`).
 
     Raises:
         UserError: no such data set.
@@ -135,13 +136,16 @@ def measure_int8(
     network, card = export.network_and_card(run)
     whole = tf.function(export.numbers_of(network, run.recipe()), input_signature=[export.image_spec(run.recipe())])
     both = [accuracies(predict, run, "test", MEASURED, data, data_dir) for predict in (whole, load_litert(file))]
-    result = {task: [figures[task] for figures in both] for task in both[0]}
-    files.write_json(f"{file}.json", {**card, "faces": MEASURED, "float32, int8": result})
+    (before, faces), (after, _) = both
+    result = {task: [before[task], after[task]] for task in before}
+    files.write_json(f"{file}.json", {**card, "faces": faces, "float32, int8": result})
     return result
 
 
-def accuracies(predict: Callable, run: Run, split: str, count: int, data: str = "", data_dir=None) -> dict[str, float]:
-    """How often an exported file is right on the first faces of a split.
+def accuracies(
+    predict: Callable, run: Run, split: str, count: int, data: str = "", data_dir: str | Path | None = None
+) -> tuple[dict[str, float], int]:
+    """How often an exported file is right on the first faces of a split, of joined data sets on those with the label.
 
     Args:
         predict: what `load_litert` or `load_onnx` gives.
@@ -149,24 +153,26 @@ def accuracies(predict: Callable, run: Run, split: str, count: int, data: str = 
         split, count, data, data_dir: which faces, as in `faces_of`.
 
     Returns:
-        Task -> share of the faces that get their label; "age" -> mean absolute error, years.
+        Task -> share of the faces that get their label; "age" -> mean absolute error, years. And how many faces there
+        were.
 
     Raises:
-        UserError: no such data set or split.
+        UserError: no such data set or split, or classes of other names than the network learnt.
     """
     builder = pipeline.open_dataset(data or run.recipe().data, data_dir)
-    recipe = run.recipe().adapted(pipeline.class_names(builder))
+    tasks, labels, _ = truth_of(run.recipe(), builder, split)
     images = faces_of(run, split, count, data, data_dir)
     parts = [predict(images[start : start + 32]) for start in range(0, len(images), 32)]
     outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    truth = {name: values[: len(images)] for name, values in pipeline.label_arrays(builder, split).items()}
     result = {}
-    for task in (task for task in recipe.tasks() if task.is_attribute):
+    for task in (task for task in tasks if task.is_attribute):
+        truth = labels[task.label][: len(images)]
+        known = truth >= 0
+        if not known.any():
+            continue
         if task.is_age:
-            result["age"] = float(np.abs(outputs["age"] - truth["age"]).mean())
+            result["age"] = float(np.abs(outputs["age"] - truth)[known].mean())
         else:
-            right = task.targets[truth[task.label]].argmax(axis=1) == outputs[f"{task.name}_probabilities"].argmax(
-                axis=1
-            )
-            result[task.name] = float(right.mean())
-    return result
+            said = outputs[f"{task.name}_probabilities"].argmax(axis=1)
+            result[task.name] = float((task.targets[truth].argmax(axis=1) == said)[known].mean())
+    return result, len(images)

@@ -7,6 +7,8 @@ import hashlib
 import itertools
 import json
 import shutil
+import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -123,7 +125,7 @@ def cached_features(
         "size": list(size),
         "bfloat16": bfloat16,
     }
-    count = builder.info.splits[split].num_examples
+    count = pipeline.num_examples(builder, split)
     name = f"{builder.info.full_name.replace('/', '-')}-{split}"
     result = []
     for view in views:
@@ -131,13 +133,21 @@ def cached_features(
         target = files.home() / "features" / f"{name}-{digest}.npy"
         if not target.exists():
             _compute(model, builder, split, size, view, batch_size, bfloat16, count, target, progress)
-        try:
-            result.append(np.load(target, mmap_mode="r"))
-        except (OSError, EOFError, ValueError) as error:
-            raise UserError(
-                f"The cached features {target} are damaged ({error}). Remove that file, and run again."
-            ) from error
+        result.append(load_cached(target, mmap_mode="r"))
     return result
+
+
+def load_cached(file: Path, **options) -> np.ndarray | dict[str, np.ndarray]:
+    """What `np.save` or `np.savez` put into the cache; `options` are those of `np.load`.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        loaded = np.load(file, **options)
+        return dict(loaded) if isinstance(loaded, np.lib.npyio.NpzFile) else loaded
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"The cached file {file} is damaged ({error}). Remove it, and run again.") from error
 
 
 def _compute(model, builder, split, size, view, batch_size, bfloat16, count, target: Path, progress):
@@ -178,7 +188,7 @@ def _compute(model, builder, split, size, view, batch_size, bfloat16, count, tar
                 break
             with files.written_aside(parts / f"{part:06d}.npy") as aside:
                 np.save(aside, np.stack(rows))
-    arrays = [np.load(path) for path in sorted(parts.glob("*.npy"))]
+    arrays = [np.load(parts / f"{index:06d}.npy") for index in range(part)]  # not what a killed run left aside
     total = sum(map(len, arrays))
     if total != count:
         raise RuntimeError(f"{target.name}: {count} images were expected, {total} were computed; remove {parts}")

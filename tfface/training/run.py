@@ -64,6 +64,12 @@ class Run:
             )
         return files.read_json(self.config_file, "The run's configuration")
 
+    @property
+    def name(self) -> str:
+        """What tells it from other runs: the name of its folder, of seed-N with that of the folder above."""
+        path = self.folder.resolve()
+        return f"{path.parent.name}-{path.name}" if path.name.startswith("seed-") else path.name
+
     def recipe(self) -> Recipe:
         """The recipe that the run was trained by."""
         values = self.config()["recipe"]
@@ -115,8 +121,9 @@ class Run:
         return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
 
     def save_trained(self, model: keras.Model) -> None:
-        """Write the trained part, aside and renamed. Figures of what stood there before are no longer the run's."""
-        self.figures_file.unlink(missing_ok=True)
+        """Write the trained part, aside and renamed. What was measured of the one before is no longer the run's."""
+        for stale in (self.figures_file, *self.folder.glob("predictions-*.npz")):
+            stale.unlink(missing_ok=True)
         with files.written_aside(self.trained_file) as aside:
             model.save(aside)
 

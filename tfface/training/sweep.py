@@ -81,7 +81,7 @@ def sweep(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     recipe.search_space(optuna.create_study().ask())  # a recipe without one says so before anything is written
     builder = pipeline.open_dataset(recipe.data, data_dir)
-    splits = ("train", "validation")
+    splits = (recipe.train_split, recipe.validation_split)
     data = {f"{split} split": pipeline.fingerprint(builder, split) for split in splits}
     data |= {f"{split} labels": pipeline.label_digest(builder, split) for split in splits}
     folder = Path(folder)
@@ -99,7 +99,7 @@ def sweep(
         else:
             # Of joined data sets one by one: each has labels that the others lack.
             names = recipe.data.split("+")
-            each = {name: predict_split(run, "validation", name, data_dir, bfloat16) for name in names}
+            each = {name: predict_split(run, recipe.validation_split, name, data_dir, bfloat16) for name in names}
             figures = {
                 f"{data} {name}" if len(each) > 1 else name: value
                 for data, predictions in each.items()
@@ -122,7 +122,7 @@ def sweep(
             f"None of the {len(finished)} trials in {folder} succeeded: the loss became NaN in each. Lower the "
             "learning rates of the recipe's search space, and name another folder with --out."
         )
-    made = {"csv": folder / "sweep.csv", **_page(finished, recipe, folder, builder.info).write(folder)}
+    made = {"csv": folder / "sweep.csv", **_page(finished, recipe, folder, builder).write(folder)}
     for kind, path in made.items():
         print(f"{kind}: {path}")
     return made
@@ -259,8 +259,8 @@ def _line(finished: Sequence[FrozenTrial], trials: int) -> str:
     return f"trial {last.number}, {len(finished)} of {trials}: {came}; {_texts(last.params)}{best}"
 
 
-def _page(trials: Sequence[FrozenTrial], recipe: Recipe, folder: Path, info) -> Page:
-    ranked, split = _ranked(trials), info.splits["validation"]
+def _page(trials: Sequence[FrozenTrial], recipe: Recipe, folder: Path, builder) -> Page:
+    ranked, n = _ranked(trials), pipeline.num_examples(builder, recipe.validation_split)
     best, own = ranked[0], trials[0]
     failed = [trial for trial in trials if trial.state == TrialState.FAIL]
     columns, rows = _rows([*ranked, *failed])
@@ -328,7 +328,7 @@ def _page(trials: Sequence[FrozenTrial], recipe: Recipe, folder: Path, info) -> 
     written = datetime.now().astimezone().isoformat(timespec="seconds")
     return Page(
         f"Sweep of {recipe.title}",
-        f"{len(trials)} trials on {info.full_name}, judged on its validation split (n = {split.num_examples:,}).",
+        f"{len(trials)} trials on {builder.info.full_name}, judged on {recipe.validation_split} (n = {n:,}).",
         tiles,
         sections,
         f"Written {written} by tfface {__version__}.",

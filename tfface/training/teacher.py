@@ -19,7 +19,7 @@ from tfface.models.inception_resnet_v1 import inception_resnet_v1
 from tfface.recipes.recipe import Recipe
 from tfface.tasks import Task
 from tfface.training import batches
-from tfface.training.features import bfloat16_convolutions, cached_features, model_fingerprint, outputs_of
+from tfface.training.features import bfloat16_convolutions, cached_features, load_cached, model_fingerprint, outputs_of
 from tfface.training.run import Run, split_at
 
 TEACHERS = ("facenet",)
@@ -124,7 +124,7 @@ def _cached(network: keras.Model, builder, split: str, bfloat16: bool) -> np.nda
             embeddings = _unit(sum(_embed(upper, view) for view in views)).astype("float16")
         with files.written_aside(cache) as aside:
             np.save(aside, embeddings)
-    return np.load(cache)
+    return load_cached(cache)
 
 
 def _embed(upper: keras.Model, features: np.ndarray) -> np.ndarray:
@@ -189,9 +189,8 @@ def distilled_targets(
         with files.written_aside(cache) as aside:
             np.savez(aside, **{name: outputs[name] for name in own})
     truth, known = batches.encode(tasks, labels), batches.weights(tasks, labels)
-    with np.load(cache) as outputs:
-        shares = {task.name: np.where(known[task.name] > 0, share, 1.0)[:, None] for task in tasks}
-        return {
-            name: (truth[name] + part * (outputs[name] - truth[name])).astype("float32")
-            for name, part in shares.items()
-        }
+    outputs = load_cached(cache)
+    shares = {task.name: np.where(known[task.name] > 0, share, 1.0)[:, None] for task in tasks}
+    return {
+        name: (truth[name] + part * (outputs[name] - truth[name])).astype("float32") for name, part in shares.items()
+    }
