@@ -40,7 +40,7 @@ setup(
     name="tfface",
     version=VERSION,
     description=__doc__.split(": ", 1)[1].strip(),
-    long_description=README.read_text() if README.exists() else "",
+    long_description=README.read_text(),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE", "NOTICE"],

@@ -260,16 +260,16 @@ def _stream(options):
 
     return stream(
         options.source,
-        options.model,
-        options.detector,
-        options.show,
-        options.save,
-        options.jsonl,
-        options.every_frame,
-        options.loop,
-        options.seconds,
-        options.workers,
-        options.bfloat16,
+        model=options.model,
+        detector=options.detector,
+        show=options.show,
+        save=options.save,
+        jsonl=options.jsonl,
+        every_frame=options.every_frame,
+        loop=options.loop,
+        seconds=options.seconds,
+        workers=options.workers,
+        bfloat16=options.bfloat16,
     )
 
 
@@ -292,13 +292,13 @@ def _align(options):
     return align_photos(
         options.photos,
         options.align,
-        options.size,
-        options.faces,
-        options.no_face,
-        options.detector,
-        options.min_face_size,
-        f".{options.format}",
-        options.to,
+        size=options.size,
+        faces=options.faces,
+        no_face=options.no_face,
+        detector=options.detector,
+        min_face_size=options.min_face_size,
+        suffix=f".{options.format}",
+        to=options.to,
     )
 
 
@@ -308,19 +308,19 @@ def _prune(options):
     result = prune_checkpoint(
         options.checkpoint,
         options.ratio,
-        options.importance,
-        options.scope,
-        options.multiple_of,
-        options.exclude,
-        options.untouched,
-        options.schedule,
-        options.finetune,
-        options.data,
-        options.data_dir,
-        options.input_shape,
-        options.out,
-        options.reconstruct,
-        options.faces,
+        method=options.importance,
+        scope=options.scope,
+        multiple_of=options.multiple_of,
+        exclude=options.exclude,
+        untouched=options.untouched,
+        schedule=options.schedule,
+        finetune=options.finetune,
+        data=options.data,
+        data_dir=options.data_dir,
+        input_shape=options.input_shape,
+        out=options.out,
+        reconstruct=options.reconstruct,
+        faces=options.faces,
     )
     print(table(result))
     print(f"\npruned: {result['file']}")
@@ -428,7 +428,10 @@ def _demo(options):
 
 
 def _seeds(text: str) -> list[int]:
-    return [int(word) for word in text.split(",")]
+    words = text.split(",")
+    if not all(word.isdecimal() for word in words):
+        raise argparse.ArgumentTypeError(f"expected whole numbers with commas, such as 0,1,2, received {text}")
+    return [int(word) for word in words]
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -464,7 +467,11 @@ def _detector_option(parser, default: str | None = None):
 
 
 def _data_options(parser):
-    parser.add_argument("--data-dir", metavar="DIR", help="where data sets are prepared (default: TFDS's own)")
+    parser.add_argument(
+        "--data-dir",
+        metavar="DIR",
+        help="where data sets are prepared (default: $TFDS_DATA_DIR, or ~/tensorflow_datasets)",
+    )
 
 
 def _compute_options(parser):
@@ -475,17 +482,21 @@ def _compute_options(parser):
     )
 
 
-def _recipe_options(parser):
+def _recipe_options(parser, out: str):
     parser.add_argument(
         "recipe", help="name of a recipe: race, multitask, gender, arg, occluded (papers 1 to 5), compact"
     )
-    parser.add_argument("--variant", default="", help="one of the recipe's variants")
+    parser.add_argument("--variant", default="", help="one of the recipe's variants; a wrong name lists them")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="FIELD=VALUE", help="change a field of the recipe"
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="change a field of the recipe; a wrong name lists them",
     )
     parser.add_argument("--data", default="", help="train on another prepared data set")
     parser.add_argument("--tiny", action="store_true", help="shrink the recipe to seconds, on synthetic faces")
-    parser.add_argument("--out", metavar="DIR", help="folder of the results (default: below runs/)")
+    parser.add_argument("--out", metavar="DIR", help=out)
     parser.add_argument(
         "--device", choices=("auto", "cpu", "gpu"), default="auto", help="gpu is an error where there is none"
     )
@@ -530,7 +541,7 @@ def _devices_option(parser):
 
 
 def _train_options(parser):
-    _recipe_options(parser)
+    _recipe_options(parser, "folder of the run (default: runs/RECIPE[-VARIANT]/seed-N)")
     _devices_option(parser)
     parser.add_argument(
         "--jobs",
@@ -542,7 +553,7 @@ def _train_options(parser):
 
 
 def _reproduce_options(parser):
-    _recipe_options(parser)
+    _recipe_options(parser, "folder in which seed-0, seed-1, ... are made (default: runs/RECIPE[-VARIANT])")
     _devices_option(parser)
     parser.add_argument("--seeds", type=_seeds, default=[0], metavar="0,1,2", help="seeds to train (default: 0)")
 
@@ -552,7 +563,9 @@ def _evaluate_options(parser):
     parser.add_argument("--split", default="test", help="split of the data set (default: test)")
     parser.add_argument("--data", default="", help="another prepared data set with the same labels")
     parser.add_argument(
-        "--without-near-copies", action="store_true", help="leave out images that another split holds in another form"
+        "--without-near-copies",
+        action="store_true",
+        help="leave out images that are near copies (scaled, encoded anew, mirrored) of one in another split",
     )
     _data_options(parser)
     _compute_options(parser)
@@ -565,7 +578,7 @@ def _calibrate_options(parser):
 
 
 def _report_options(parser):
-    _run_option(parser)
+    parser.add_argument("run_folder", metavar="RUN", help="folder of a run, or of runs of several seeds: runs/arg")
     _data_options(parser)
 
 
@@ -583,7 +596,9 @@ def _predict_options(parser):
         help="what to write (default: picture)",
     )
     parser.add_argument("--embeddings", action="store_true", help="of --out json: also write embeddings")
-    parser.add_argument("--to", default="predictions", metavar="DIR", help="folder of the results")
+    parser.add_argument(
+        "--to", default="predictions", metavar="DIR", help="folder of the results (default: predictions)"
+    )
 
 
 def _live_options(parser):
@@ -667,15 +682,16 @@ def _prune_options(parser):
     parser.add_argument("--ratio", type=float, required=True, help="share of the channels that goes, in (0, 1)")
     parser.add_argument(
         "--importance",
+        choices=("l1", "l2", "group", "batchnorm", "taylor", "random"),
         default="l1",
-        help="l1, l2, group, batchnorm, taylor (runs only) or random (default: l1)",
+        help="what says which channels matter least; taylor: runs only (default: l1)",
     )
     parser.add_argument(
         "--scope",
         choices=("layer", "block", "global", "sensitivity"),
         default="layer",
-        help="where channels are ranked together; sensitivity: in blocks, each cut the more the less that costs "
-        "(paper 5; runs only) (default: layer)",
+        help="where channels are ranked together; sensitivity: in blocks, most is cut where it costs least (paper 5; "
+        "runs only) (default: layer)",
     )
     parser.add_argument(
         "--multiple-of", type=int, default=8, metavar="N", help="round kept channels to it (default: 8)"
@@ -695,7 +711,13 @@ def _prune_options(parser):
     parser.add_argument(
         "--faces", type=int, default=1024, metavar="N", help="images that --reconstruct looks at (default: 1024)"
     )
-    parser.add_argument("--finetune", type=int, default=0, metavar="EPOCHS", help="train by the run's recipe")
+    parser.add_argument(
+        "--finetune",
+        type=int,
+        default=0,
+        metavar="EPOCHS",
+        help="train so long after the cut, by the run's recipe (runs only; default: 0)",
+    )
     parser.add_argument(
         "--schedule",
         choices=("constant", "polynomial"),
@@ -709,7 +731,12 @@ def _prune_options(parser):
 
 
 def _export_options(parser):
-    parser.add_argument("run_folder", nargs="?", metavar="RUN", help="folder of a run, such as runs/arg/seed-0")
+    parser.add_argument(
+        "run_folder",
+        nargs="?",
+        metavar="RUN",
+        help="folder of a run, such as runs/arg/seed-0, or a model of the package: compact, arg, fairface",
+    )
     parser.add_argument(
         "--out", metavar="PATH", help="where to (default: RUN/saved_model, RUN/model.onnx or RUN/model.tflite)"
     )
@@ -737,7 +764,7 @@ def _compare_options(parser):
         "runs",
         nargs="+",
         metavar="RUN",
-        help="folders of runs, or of several seeds each; the first is the measure; RUN:SPLIT names another split",
+        help="folders of runs, or of several seeds each, compared with the first; RUN:SPLIT names another split",
     )
     parser.add_argument("--split", default="test", help="what they were evaluated on (default: test)")
     parser.add_argument(
@@ -780,7 +807,7 @@ def _client_options(parser):
 
 def _weights_options(parser):
     parser.add_argument("action", nargs="?", choices=("list", "fetch"), default="list")
-    parser.add_argument("names", nargs="*", help="which to fetch (default: all)")
+    parser.add_argument("names", nargs="*", help="which (default: all)")
 
 
 def _verify_options(parser):
@@ -810,13 +837,15 @@ def _verify_options(parser):
 
 
 def _lr_find_options(parser):
-    _recipe_options(parser)
+    _recipe_options(parser, "folder of the results (default: runs/RECIPE[-VARIANT]/lr-find)")
     parser.add_argument("--steps", type=int, default=100, help="steps of the range test (default: 100)")
 
 
 def _sweep_options(parser):
-    _recipe_options(parser)
-    parser.add_argument("--trials", type=int, default=20, help="trials in all, those of earlier runs included")
+    _recipe_options(parser, "folder of the sweep (default: runs/RECIPE[-VARIANT]/sweep)")
+    parser.add_argument(
+        "--trials", type=int, default=20, help="trials in all, those of earlier runs included (default: 20)"
+    )
 
 
 def _demo_options(parser):
@@ -925,7 +954,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tfface",
         description="Train, verify, shrink and serve face-analysis models with Keras 3 and TensorFlow.",
-        epilog="Age, gender and race are perceived labels. Not for identification of people or decisions about them.",
+        epilog="Weights and cached features are kept in $TFFACE_HOME (default: ~/.cache/tfface). Age, gender and race "
+        "are perceived labels. Not for identification of people or decisions about them.",
     )
     parser.add_argument("--version", action="version", version=f"tfface {__version__}")
     verbs = parser.add_subparsers(title="verbs", metavar="VERB", required=True)

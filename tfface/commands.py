@@ -75,8 +75,10 @@ def build(
     try:
         builder = module.Builder(config=config or None, data_dir=data_dir)
     except ValueError as error:
-        configs = ", ".join(module.Builder.builder_configs)
-        raise UserError(f"{name} has no config {config}. Expected one of: {configs or 'none'}.") from error
+        configs = module.Builder.builder_configs
+        if not config or config in configs:
+            raise
+        raise UserError(f"{name} has no config {config}. Expected one of: {', '.join(configs) or 'none'}.") from error
     if align:
         from tfface.data.aligned import aligned_config
 

@@ -30,7 +30,7 @@ from etils import epath
 from tqdm import tqdm
 
 from tfface.errors import UserError
-from tfface.faces.crops import DETECTORS, Alignment
+from tfface.faces.crops import DETECTOR_OF, Alignment
 
 NO_FACE = ("skip", "centre", "error")
 
@@ -87,7 +87,7 @@ def aligned_config(
     alignment.check_detector(detector)
     if no_face not in NO_FACE:
         raise UserError(f"no_face must be one of {', '.join(NO_FACE)}, received {no_face!r}")
-    own_size, own_detector = alignment == Alignment(align), detector in ("", DETECTORS[align])
+    own_size, own_detector = alignment == Alignment(align), detector in ("", DETECTOR_OF[align])
     pixels = "x".join(map(str, alignment.size))
     parts = [
         base.name,
@@ -103,7 +103,7 @@ def aligned_config(
         align=align,
         size=alignment.size,
         no_face=no_face,
-        detector=detector or DETECTORS[align],
+        detector=detector or DETECTOR_OF[align],
     )
 
 

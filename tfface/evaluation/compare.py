@@ -23,7 +23,7 @@ from tfface.evaluation.fairness import SMALLEST_GROUP, attributes
 from tfface.evaluation.pages import Page, Picture, Section, Table, Text, slug
 from tfface.evaluation.report import RESPONSIBLE_USE
 from tfface.files import write_json
-from tfface.training.run import Run
+from tfface.training.run import Run, runs_in
 
 BETTER = {"accuracy": "high", "error": "low"}
 """Last word of a figure's name -> which end of it is better."""
@@ -67,7 +67,7 @@ def scores(folder: str | Path, split: str = "test") -> Scores:
     """
     folder, _, named = str(folder).partition(":")
     folder, split = Path(folder), named or split
-    runs = [Run(path) for path in sorted(folder.glob("seed-*")) if Run(path).done] or [Run(folder)]
+    runs = runs_in(folder)
     fields = runs[0].recipe().to_json()
     every = [Predictions.load(run.folder / f"predictions-{split}.npz") for run in runs]
     every = [predictions.chosen(np.argsort(predictions.key)) for predictions in every]

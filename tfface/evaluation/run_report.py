@@ -15,7 +15,7 @@ from tfface.evaluation.evaluate import Predictions, worst_mistakes
 from tfface.evaluation.pages import Picture, Section, Table
 from tfface.evaluation.report import Comparison, write_report
 from tfface.recipes import Recipe
-from tfface.training.run import Run
+from tfface.training.run import runs_in
 
 
 def figure(figures: dict, task: str, metric: str) -> float | None:
@@ -40,7 +40,7 @@ def report(folder: str | Path, data_dir: str | Path | None = None, command: str 
         The files by kind.
     """
     folder = Path(folder)
-    runs = [Run(path) for path in sorted(folder.glob("seed-*")) if Run(path).done] or [Run(folder)]
+    runs = runs_in(folder)
     first = runs[0]
     recipe, config = first.recipe(), first.config()
     attributes = any(task.is_attribute for task in recipe.tasks())

@@ -105,16 +105,31 @@ def five_point_matrix(landmarks: np.ndarray, size: tuple[int, int] = (112, 96)) 
         UserError: other landmarks than five, the shape of the crop has no reference, or the landmarks coincide or are
             not finite.
     """
-    height, width = size
     if np.shape(landmarks) != (5, 2):
         raise UserError(f"the five-point alignment needs five landmarks (5, 2), received {np.shape(landmarks)}")
+    return similarity(landmarks, five_point_reference(size))
+
+
+def five_point_reference(size: tuple[int, int]) -> np.ndarray:
+    """Where the five landmarks lie in a crop.
+
+    Args:
+        size: (height, width) of the crop, pixels: 112x96, 112x112, or a multiple of either shape.
+
+    Returns:
+        (5, 2), pixels.
+
+    Raises:
+        UserError: a shape without a reference.
+    """
+    height, width = size
     if height * 96 == width * 112:
         reference = FIVE_POINTS_112x96
     elif height == width:
         reference = FIVE_POINTS_112x96 + np.float32((8, 0))
     else:
         raise UserError(f"five-point crops are 112x96 or 112x112 (height x width) or a multiple, received {size}")
-    return similarity(landmarks, reference * (height / 112))
+    return reference * (height / 112)
 
 
 def similarity(source: np.ndarray, target: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from tfface.faces.detect import Faces
 SIZES = {"eyes": (224, 224), "five-point": (112, 96), "margin": (160, 160)}
 """Alignment -> (height, width) of its crops in the paper it comes from: 1, 5 and 4."""
 
-DETECTORS = {"eyes": "dlib", "five-point": "mtcnn", "margin": "mtcnn"}
+DETECTOR_OF = {"eyes": "dlib", "five-point": "mtcnn", "margin": "mtcnn"}
 """Alignment -> the detector that its paper used."""
 
 NEEDED = {"eyes": 2, "five-point": 5, "margin": 0}
@@ -68,7 +68,7 @@ class Alignment:
         if not 16 <= min(size) <= max(size) <= 4096:
             raise UserError(f"a crop has 16 to 4096 pixels a side, received {height}x{width}")
         if self.name == "five-point":
-            align.five_point_matrix(align.FIVE_POINTS_112x96, size)  # refuses a shape without a reference
+            align.five_point_reference(size)  # refuses a shape without one
         elif height != width:
             raise UserError(f"{self.name} crops are square, received {height}x{width} (height x width)")
 
@@ -130,8 +130,8 @@ class Alignment:
         if self.name != "five-point":
             return LANDMARKS[self.name]
         height, width = self.size
-        reference = align.FIVE_POINTS_112x96 + (np.float32((8, 0)) if height == width else 0)
-        shares = (reference + 0.5) / (112 * width / height, 112)
+        scale = height / 112
+        shares = (align.five_point_reference(self.size) / scale + 0.5) / (width / scale, 112)
         return [[round(float(value), 4) for value in point] for point in shares]
 
     @property

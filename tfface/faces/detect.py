@@ -98,7 +98,7 @@ def check_min_face_size(pixels: float) -> None:
 
 
 def _mtcnn(file: str | None, **options) -> Detector:
-    require_tensorflow("The detector mtcnn", " or take dlib or yolo:FILE.onnx")
+    require_tensorflow("The detector mtcnn", ", or take dlib or yolo:FILE.onnx")
     from tfface.faces.mtcnn import MTCNN
 
     return MTCNN(**options)
@@ -106,7 +106,7 @@ def _mtcnn(file: str | None, **options) -> Detector:
 
 def _yolo(file: str | None, **options) -> Detector:
     if not file:
-        require_tensorflow("The detector yolo", " or take dlib or yolo:FILE.onnx")
+        require_tensorflow("The detector yolo", ", or take dlib or yolo:FILE.onnx")
     from tfface.faces import yolo
 
     return yolo.OnnxYOLO(file, **options) if file else yolo.TinyYOLO(**options)

@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from scipy.interpolate import RBFInterpolator
 
 from tfface import files
 from tfface.errors import UserError
@@ -81,7 +82,8 @@ class Occluder:
         """A mask as it lies on a face seen from the front, in a fixed frame of face units, premultiplied."""
         width, height = (round(length * TEXTURE_SCALE) for length in (FRAME[2] - FRAME[0], FRAME[3] - FRAME[1]))
         x, y = np.meshgrid(centres(FRAME[0], width, TEXTURE_SCALE), centres(FRAME[1], height, TEXTURE_SCALE))
-        source = _thin_plate(MASK_POINTS, self.anchors, np.stack([x, y], axis=-1)).astype(np.float32)
+        spline = RBFInterpolator(MASK_POINTS, self.anchors, kernel="thin_plate_spline")  # Bookstein 1989
+        source = spline(np.stack([x, y], axis=-1).reshape(-1, 2)).reshape(*x.shape, 2).astype(np.float32)
         return cv2.remap(self.premultiplied, source, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
 
 
@@ -119,22 +121,6 @@ def load_occluders(folder: str | Path | None = None) -> list[Occluder]:
     if not pictures:
         raise UserError(f"{folder} holds no occluder: expected PNG files with alpha, received none")
     return [_read(name, path, anchors.get(name)) for name, path in pictures.items()]
-
-
-def _thin_plate(source: np.ndarray, target: np.ndarray, at: np.ndarray) -> np.ndarray:
-    """Thin-plate spline (Bookstein 1989) through source (n, 2) -> target (n, 2), at points (..., 2)."""
-
-    def kernel(points):
-        squared = ((points[..., None, :] - source) ** 2).sum(axis=-1)
-        return squared * np.log(np.maximum(squared, 1e-12))
-
-    def affine(points):
-        return np.concatenate([np.ones((*points.shape[:-1], 1)), points], axis=-1)
-
-    edge = affine(source)
-    system = np.block([[kernel(source), edge], [edge.T, np.zeros((3, 3))]])
-    weights = np.linalg.solve(system, np.vstack([target, np.zeros((3, 2))]))
-    return np.concatenate([kernel(at), affine(at)], axis=-1) @ weights
 
 
 def _read(name: str, path: Path, anchors) -> Occluder:

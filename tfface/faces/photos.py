@@ -158,15 +158,23 @@ def usable_paths(paths: Iterable[str | os.PathLike], to: str | os.PathLike) -> t
         The files and folders that hold photos, how many they hold, and those that do not.
     """
     named, total, wrong = [], 0, []
+
+    def refused(path, error):
+        print(f"tfface: {error}", file=sys.stderr)
+        wrong.append(path)
+
     for path in map(os.fspath, paths):
-        matches = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) and not os.path.exists(path) else []
-        for match in matches or [path]:
+        try:
+            matches = _expand(path)
+        except UserError as error:
+            refused(path, error)
+            continue
+        for match in map(os.fspath, matches):
             try:
                 total += sum(1 for _ in photos_outside([match], to))
                 named.append(match)
             except UserError as error:
-                print(f"tfface: {error}", file=sys.stderr)
-                wrong.append(match)
+                refused(match, error)
     return named, total, wrong
 
 

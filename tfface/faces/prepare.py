@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from tfface import files
 from tfface.errors import UserError
-from tfface.faces.crops import DETECTORS, MIN_FACE_SIZE, Alignment, describe, encode, main_face
+from tfface.faces.crops import DETECTOR_OF, MIN_FACE_SIZE, Alignment, describe, encode, main_face
 from tfface.faces.detect import Faces, load_detector
 from tfface.faces.draw import COLOURS, annotate
 from tfface.faces.photos import common_folder, counted, photos_outside, read_photo, usable_paths
@@ -110,7 +110,7 @@ def align_photos(
             landmarks that the alignment needs, or a photo without a face where that is an error.
     """
     alignment = Alignment(align, size)
-    detector = detector or DETECTORS[align]
+    detector = detector or DETECTOR_OF[align]
     alignment.check_detector(detector)
     settings = {
         "verb": "align",

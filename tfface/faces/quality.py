@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from tfface.errors import UserError
 from tfface.faces import align
-from tfface.faces.head import Head
+from tfface.faces.head import FACE_POINTS, Head
 
 FULL_SIZE = 62.0
 """Distance of the eyes in pixels from which a face is large enough: in the 160-pixel crops that the shipped model
@@ -100,7 +99,7 @@ def size(landmarks: np.ndarray) -> float:
     """
     points = np.asarray(landmarks, np.float64)
     eyes = np.linalg.norm(points[1] - points[0])
-    length = np.linalg.norm(points[3:].mean(axis=0) - points[:2].mean(axis=0)) / 1.155
+    length = np.linalg.norm(points[3:].mean(axis=0) - points[:2].mean(axis=0)) / FACE_POINTS[3, 1]
     return float(min(1.0, max(eyes, length) / FULL_SIZE))
 
 
@@ -119,10 +118,7 @@ def sharpness(photo: np.ndarray, landmarks: np.ndarray) -> float:
     Returns:
         In [0, 1); 0 where the face has no contrast at all.
     """
-    points = np.asarray(landmarks, np.float64)
-    if points.shape != (5, 2):
-        raise UserError(f"a face has five landmarks (5, 2), received shape {points.shape}; detect it anew")
-    matrix = align.five_point_matrix(points, (112, 112))
+    matrix = align.five_point_matrix(np.asarray(landmarks, np.float64), (112, 112))
     matrix = matrix * (DETAIL_SIDE / 112)
     crop = align.warp(photo, matrix, (DETAIL_SIDE, DETAIL_SIDE))
     grey = cv2.cvtColor(crop, cv2.COLOR_RGB2GRAY).astype(np.float32)

@@ -22,17 +22,9 @@ import numpy as np
 
 from tfface.errors import UserError
 from tfface.faces import face_model, portrait
-from tfface.labels import FAIRFACE_RACES, GENDERS
+from tfface.labels import FAIRFACE_RACES, FAIRFACE_TO_UTKFACE, GENDERS, UTKFACE_RACES
 
-UTKFACE_RACE_OF = {
-    "White": "White",
-    "Black": "Black",
-    "Latino_Hispanic": "Others",
-    "East Asian": "Asian",
-    "Southeast Asian": "Asian",
-    "Indian": "Indian",
-    "Middle Eastern": "Others",
-}
+UTKFACE_RACE_OF = {name: UTKFACE_RACES[index] for name, index in zip(FAIRFACE_RACES, FAIRFACE_TO_UTKFACE, strict=True)}
 """FairFace's seven groups as UTKFace's five, whose `Others` are 'like Hispanic, Latino, Middle Eastern'."""
 
 

@@ -100,7 +100,7 @@ def prune_checkpoint(
     if schedule and not finetune:
         raise UserError(f"The schedule {schedule} prunes while the network trains: add --finetune EPOCHS.")
     if schedule:
-        require_tensorflow("A schedule, which prunes by TFMOT,", " or leave --schedule out")
+        require_tensorflow("--schedule", ", or leave --schedule out")
     if schedule and reconstruct:
         raise UserError("A schedule trains what is left before it is cut: reconstruct without --schedule.")
     if schedule and scope == SENSITIVITY:

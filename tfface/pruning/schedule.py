@@ -59,7 +59,7 @@ class ScheduledPruning(keras.callbacks.Callback):
         self._apply = None
 
     def on_train_begin(self, logs=None):
-        require_tensorflow("Pruning during fit, by TFMOT's masks,", " or take turns: prune(model, ratio), fit")
+        require_tensorflow("Pruning during fit", ", or take turns: prune(model, ratio), fit")
         if self.model.steps_per_execution != 1:
             raise UserError(
                 "Pruning during fit needs steps_per_execution=1, as masks are applied before each step. Received: "

@@ -105,8 +105,6 @@ def device_name(device: str = "auto") -> str:
 
         found = [d.device_kind for d in jax.devices() if d.platform != "cpu"]
     else:
-        import tensorflow as tf
-
         if device == "cpu":
             tf.config.set_visible_devices([], "GPU")
         found = [

@@ -181,6 +181,11 @@ class Run:
         return model
 
 
+def runs_in(folder: str | Path) -> list[Run]:
+    """The finished runs of several seeds that a folder holds, in the order of their names; or its own run alone."""
+    return [Run(path) for path in sorted(Path(folder).glob("seed-*")) if Run(path).done] or [Run(folder)]
+
+
 def read_trained(model: keras.Model, file: str | Path) -> None:
     """Read the weights of a trained part into the layers of `model` that have its names.
 
