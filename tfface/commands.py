@@ -163,7 +163,7 @@ def evaluate(
 
     from tfface.evaluation.evaluate import evaluate as figures_of
     from tfface.evaluation.fairness import by_group
-    from tfface.evaluation.predictions import predict_split
+    from tfface.evaluation.predictions import measured_parts, predict_split
     from tfface.training.run import Run
 
     run = Run(folder)
@@ -173,7 +173,9 @@ def evaluate(
             f"The recipe {recipe.name} says who a face is, nothing of it: `tfface verify {folder} --data lfw`."
         )
     if not data and "+" in recipe.data:
-        parts = recipe.data.split("+")
+        parts = measured_parts(recipe, data_dir)
+        for other in set(recipe.data.split("+")) - set(parts):
+            say(f"{other} holds none of the labels of {recipe.name}: nothing is measured on it.")
         return {part: evaluate(folder, split, part, data_dir, bfloat16, near_copies, model) for part in parts}
     predictions = predict_split(run, split, data, data_dir, bfloat16, model=model)
     name = f"{data.replace('/', '-')}-{split}" if data else split
@@ -256,6 +258,8 @@ def compare(
         for row in rows:
             say("  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip())
         say()
+    for figure, why in compared["not_compared"].items():
+        say(f"{figure} is not compared: {why}")
     if any(compared["left_out"]):
         left_out = ", ".join(map(str, compared["left_out"]))
         say(f"on {compared['n']:,} images that all have; left out, run by run: {left_out}")
@@ -300,6 +304,10 @@ def robustness(
     return measuring.write_robustness(result, folder, f"Robustness of {name}", examples, command)
 
 
+REPORTED = ("validation", "test")
+"""Splits that `reproduce` measures, where the data set has them."""
+
+
 def reproduce(
     recipe: Recipe,
     seeds: Iterable[int],
@@ -328,16 +336,20 @@ def reproduce(
     """
     import keras
 
+    from tfface.data import pipeline
+    from tfface.evaluation.predictions import measured_parts
     from tfface.evaluation.run_report import figures_names
     from tfface.training.fit import fit
+    from tfface.training.run import runs_in
 
     folder = Path(out) if out else run_folder(recipe, variant)
-    runs = []
+    parts = measured_parts(recipe, data_dir)
+    splits = [split for split in pipeline.open_dataset(recipe.data, data_dir).info.splits if split in REPORTED]
     for seed in seeds:
         run = fit(recipe.changed(seed=seed), folder / f"seed-{seed}", data_dir, device, bfloat16, devices=devices)
         known = run.figures_file
         done = files.read_json(known, "The run's figures") if known.exists() else {}
-        missing = [split for split in ("validation", "test") if not set(figures_names(recipe, split)) <= set(done)]
+        missing = [split for split in splits if not set(figures_names(parts, recipe, split)) <= set(done)]
         if missing and any(task.is_attribute for task in recipe.tasks()):
             model = run.model()
             for split in missing:
@@ -349,15 +361,16 @@ def reproduce(
                 figures = files.read_json(known, "The run's figures") if known.exists() else {}
                 everything = {**figures.get("verification", {}), pairs: verified}
                 files.write_json(known, {**figures, "verification": everything})
-        runs.append(run)
     made = report(folder, data_dir, command)
+    first = runs_in(folder)[0]  # which the report shows, too
     saved = folder / "saved_model"
-    written = saved / "saved_model.pb"
+    card = saved / "assets.extra" / "tfface.json"
+    exported = files.read_json(card, "What is exported")["recipe"] if card.exists() else {}
     # A run that went on after it was exported has a better network than the one there.
-    if not written.exists() or written.stat().st_mtime < runs[0].trained_file.stat().st_mtime:
+    if exported.get("seed") != first.recipe().seed or card.stat().st_mtime < first.trained_file.stat().st_mtime:
         if keras.backend.backend() != "tensorflow":
             return made
-        export(runs[0].folder, saved)
+        export(first.folder, saved)
     return {**made, "saved_model": saved}
 
 
@@ -465,7 +478,7 @@ def verify(
     similarity, same = cosine_similarity(first, second), pairs["same"].astype(bool)
     judged = centred_similarity(first, second, pairs["fold"]) if subtract_mean else similarity
     result = verify_folds(judged, same, pairs["fold"])
-    ways = {"mirror": mirror, "subtract_mean": subtract_mean}
+    ways = {"mirror": mirror, "subtract_mean": subtract_mean, "bfloat16": bfloat16}
     result |= {"model": model, "data": data, "crop": embedder.crop, **ways, "notes": notes}
     result["threshold"] = float(np.mean([fold["threshold"] for fold in result["folds"]]))
     if threshold is not None:

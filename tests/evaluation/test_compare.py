@@ -156,6 +156,32 @@ def test_every_group_of_people_is_compared(runs, predictions):
     assert black["rows"][1]["difference"]["value"] < 0
 
 
+def test_other_classes_and_other_labels_are_not_compared(runs, tmp_path, predictions, capsys):
+    # The same answers, had the last race not been there to be mistaken for.
+    names = predictions.classes["race"]
+    without = predictions.truth["race"] < len(names) - 1
+    kept = predictions.chosen(without)
+    race = kept.probabilities["race"][:, :-1] + 1e-6
+    fewer = dataclasses.replace(
+        kept,
+        probabilities={**kept.probabilities, "race": race / race.sum(axis=1, keepdims=True)},
+        classes={**kept.classes, "race": names[:-1]},
+        truth={
+            **kept.truth,
+            "gender": np.where(np.arange(without.sum()) < 3, 1 - kept.truth["gender"], kept.truth["gender"]),
+        },
+    )
+    told(tmp_path / "fewer", fewer)
+    words = [str(runs[0]), str(tmp_path / "fewer"), "--common", "--out", str(tmp_path / "page")]
+    assert main(["compare", *words]) == 0
+    said = capsys.readouterr().out
+    assert f"race accuracy is not compared: {tmp_path / 'fewer'} tells" in said
+    assert "gender accuracy is not compared: 3 of " in said
+    compared = json.loads((tmp_path / "page" / "report.json").read_text())
+    assert set(compared["not_compared"]) == {"race accuracy", "gender accuracy"}
+    assert "age error" in compared["figures"]
+
+
 def test_no_task_in_common(runs, tmp_path, predictions):
     told(
         tmp_path / "gender",

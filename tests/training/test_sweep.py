@@ -241,6 +241,13 @@ def test_bad_input_is_said_in_a_line(data_dir, tmp_path, trained, monkeypatch):
     sweep(Shade(), tmp_path / "sweep", 1, data_dir)
     with pytest.raises(UserError, match="epochs was 2, is 3"):
         sweep(Shade(epochs=3), tmp_path / "sweep", 1, data_dir)
+    # One that a version before began goes on: what it did not know is at its default, or was not looked at.
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{tmp_path / 'sweep' / 'study.db'}")
+    searched = study.user_attrs["searched"]
+    known = {key: value for key, value in searched.items() if key not in ("mixup", "train labels")}
+    study.set_user_attr("searched", known)
+    sweep(Shade(), tmp_path / "sweep", 1, data_dir)
+    study.set_user_attr("searched", searched)
     with monkeypatch.context() as patch:
         patch.setattr(sweep_module.pipeline, "label_digest", lambda builder, split: f"other labels of {split}")
         with pytest.raises(UserError, match="train labels was"):
@@ -248,6 +255,17 @@ def test_bad_input_is_said_in_a_line(data_dir, tmp_path, trained, monkeypatch):
     (tmp_path / "sweep" / "study.db").write_text("not a data base" * 100)
     with pytest.raises(UserError, match=r"study\.db cannot be opened"):
         sweep(Shade(), tmp_path / "sweep", 1, data_dir)
+
+
+def test_other_faces_beside_the_data_set_are_another_sweep(data_dir, tmp_path, trained, monkeypatch):
+    sweep(Shade(extra_data="shades"), tmp_path / "sweep", 1, data_dir)
+    before = sweep_module.pipeline.fingerprint
+    joined = sweep_module.pipeline.Joined
+    monkeypatch.setattr(
+        sweep_module.pipeline, "fingerprint", lambda one, split: before(one, split) + "x" * isinstance(one, joined)
+    )
+    with pytest.raises(UserError, match="with_extra was"):
+        sweep(Shade(extra_data="shades"), tmp_path / "sweep", 2, data_dir)
 
 
 def test_constant_answers_score_nothing_and_the_truth_scores_one():
@@ -258,6 +276,12 @@ def test_constant_answers_score_nothing_and_the_truth_scores_one():
     right = Predictions(keys, truth, {"gender": np.eye(2)[gender]}, classes, age.astype(float))
     half = Predictions(keys, truth, {"gender": np.eye(2)[gender]}, classes, np.full(4, 20.0))
     assert [score(constant), score(right), score(half)] == pytest.approx([0, 1, 0.5])
+    # A task of which all have one label cannot be got wrong by a constant: it takes no part.
+    women = {"gender": np.ones(4, int), "age": age}
+    assert score(Predictions(keys, women, {"gender": np.eye(2)[[0, 0, 0, 1]]}, classes, np.full(4, 20.0))) == 0
+    alike = {"gender": np.ones(4, int)}
+    with pytest.raises(UserError, match="the same labels"):
+        score(Predictions(keys, alike, {"gender": np.eye(2)[[0, 0, 0, 1]]}, classes))
 
 
 @pytest.mark.parametrize("name", sorted(set(RECIPES) - {"occluded"}))  # its score would be that of pairs

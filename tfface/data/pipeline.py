@@ -293,6 +293,11 @@ def class_names(builder: tfds.core.DatasetBuilder) -> dict[str, tuple[str, ...]]
     return {name: tuple(f.names) for name, f in features if isinstance(f, tfds.features.ClassLabel)}
 
 
+def label_names(builder) -> set[str]:
+    """Names of every label that a data set holds, of joined ones that one of them holds."""
+    return set(builder.labels()) if isinstance(builder, Joined) else set(builder.info.features)
+
+
 def decode(data, size: tuple[int, int], zoom: float = 1.0) -> tf.Tensor:
     """Decode JPEG or PNG bytes and scale them to `size`.
 

@@ -15,6 +15,7 @@ from scipy.optimize import minimize_scalar
 from tfface import files
 from tfface.data import pipeline
 from tfface.errors import UserError
+from tfface.evaluation.predictions import measured_parts
 from tfface.layers import Regroup
 from tfface.models.saved import load_saved
 from tfface.training.features import outputs_of
@@ -56,8 +57,8 @@ def calibrate(folder: str | Path, data_dir: str | Path | None = None, bfloat16: 
     """Fit a temperature for each softmax of a run on its validation split, and divide the logits' weights by it.
 
     A softmax whose classes no data set has labels of, but whose sums are labelled (years by age groups), is fitted by
-    its sums. No label of a softmax changes, as all logits of a head shrink alike; one of sums may. The figures of the
-    run must be measured again.
+    its sums. No label of a softmax changes, as all logits of a head shrink alike; one of sums may, and one of a mean
+    over views (`test_mirror`). The figures of the run must be measured again.
 
     Args:
         folder: a run's folder.
@@ -81,7 +82,7 @@ def calibrate(folder: str | Path, data_dir: str | Path | None = None, bfloat16: 
         if isinstance(layer, Regroup)
     }
     opened = []
-    for data in recipe.data.split("+"):
+    for data in measured_parts(recipe, data_dir):
         builder = pipeline.open_dataset(data, data_dir)
         known = recipe.adapted(pipeline.class_names(builder))
         opened.append((builder, known, [task for task in known.tasks() if task.classes]))
@@ -97,8 +98,9 @@ def calibrate(folder: str | Path, data_dir: str | Path | None = None, bfloat16: 
         names = sorted({head for head, _ in tasks.values()})
         outputs = outputs_of(known, model, builder, known.validation_split, bfloat16, names=names)
         for task, (head, groups) in tasks.items():
+            known_here = truth[task.label] >= 0
             right = task.targets[truth[task.label]].argmax(axis=1)
-            fitted.setdefault(head, []).append((outputs[head], right, groups))
+            fitted.setdefault(head, []).append((outputs[head][known_here], right[known_here], groups))
     if not fitted:
         raise UserError(f"{run.folder} has no head that is a softmax: there is nothing to calibrate.")
     temperatures = {}

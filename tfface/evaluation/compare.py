@@ -39,6 +39,8 @@ class Scores(NamedTuple):
         figures: name of the figure -> (seeds, n): "TASK accuracy", 1 where the answer is right and 0 where not, or
             "age error", years >= 0.
         groups: attribute -> (n,) the group of each image, and the groups' names (`fairness.attributes`).
+        truth: name of the figure -> (n,) what is right for each image, by name or in years, and between what it had to
+            choose: two figures of one name are comparable where both are the same.
     """
 
     folder: Path
@@ -46,12 +48,14 @@ class Scores(NamedTuple):
     key: np.ndarray
     figures: dict[str, np.ndarray]
     groups: dict[str, tuple[np.ndarray, tuple[str, ...]]]
+    truth: dict[str, tuple[np.ndarray, frozenset[str]]]
 
     def chosen(self, which: np.ndarray) -> Scores:
         """Those of the images that a mask `(n,)` keeps."""
         figures = {name: values[:, which] for name, values in self.figures.items()}
         groups = {name: (member[which], names) for name, (member, names) in self.groups.items()}
-        return self._replace(key=self.key[which], figures=figures, groups=groups)
+        truth = {name: (right[which], among) for name, (right, among) in self.truth.items()}
+        return self._replace(key=self.key[which], figures=figures, groups=groups, truth=truth)
 
 
 def scores(folder: str | Path, split: str = "test") -> Scores:
@@ -75,7 +79,27 @@ def scores(folder: str | Path, split: str = "test") -> Scores:
         _same_images(runs[0].folder, every[0].key, run.folder, predictions.key)
     of_seeds = [_figures(predictions) for predictions in every]
     figures = {name: np.stack([scored[name] for scored in of_seeds]) for name in of_seeds[0]}
-    return Scores(folder, fields, every[0].key, figures, attributes(every[0]))
+    return Scores(folder, fields, every[0].key, figures, attributes(every[0]), _truth(every[0]))
+
+
+def _truth(predictions: Predictions) -> dict[str, tuple[np.ndarray, frozenset[str]]]:
+    found = {
+        f"{task} accuracy": (np.array(predictions.classes[task])[predictions.truth[task]], predictions.classes[task])
+        for task in predictions.probabilities
+    }
+    if predictions.age_years is not None:
+        found["age error"] = (predictions.truth["age"], ())
+    return {name: (right, frozenset(among)) for name, (right, among) in found.items()}
+
+
+def _comparable(base: Scores, other: Scores, figure: str) -> str:
+    """Why a figure that both have cannot be compared; empty where it can."""
+    (right, among), (theirs, others) = base.truth[figure], other.truth[figure]
+    if among != others:
+        return f"{other.folder} tells {', '.join(sorted(others))} apart, {base.folder} {', '.join(sorted(among))}"
+    if not np.array_equal(right, theirs):
+        return f"{np.sum(right != theirs)} of {len(right)} images have another label in {other.folder}"
+    return ""
 
 
 def _figures(predictions: Predictions) -> dict[str, np.ndarray]:
@@ -145,8 +169,9 @@ def compare(folders: Sequence[str | Path], split: str = "test", common: bool = F
             that two alignments found.
 
     Returns:
-        A dictionary that goes to JSON as it stands: `split`, `n`, `left_out` (of each run: images that not all have)
-        and `figures`: name -> `better` ("high" or "low"), `rows`, of which each has `name`, `folder`, `changed`
+        A dictionary that goes to JSON as it stands: `split`, `n`, `left_out` (of each run: images that not all have),
+        `not_compared` (figure -> why, such as other classes) and
+        `figures`: name -> `better` ("high" or "low"), `rows`, of which each has `name`, `folder`, `changed`
         (fields of the recipe: [the first run's, its own]), `seeds` (one value each), `value` (their mean), `spread`
         (their standard deviation, None for one) and, but for the first, `difference` (see `difference`), and `groups`:
         the same rows for every group of people, with `attribute`, `group`, `n` and `too_small`.
@@ -166,9 +191,11 @@ def compare(folders: Sequence[str | Path], split: str = "test", common: bool = F
     base = every[0]
     for other in every[1:]:
         _same_images(base.folder, base.key, other.folder, other.key)
-    names = [name for name in base.figures if all(name in other.figures for other in every)]
+    shared = [name for name in base.figures if all(name in other.figures for other in every)]
+    why = {name: next(filter(None, (_comparable(base, other, name) for other in every)), "") for name in shared}
+    names = [name for name in shared if not why[name]]
     if not names:
-        received = "; ".join(f"{one.folder} with {', '.join(one.figures)}" for one in every)
+        received = "; ".join(why.values()) or "; ".join(f"{one.folder} with {', '.join(one.figures)}" for one in every)
         raise UserError(f"expected runs with a task in common, received {received}")
     figures = {}
     for figure in names:
@@ -190,7 +217,8 @@ def compare(folders: Sequence[str | Path], split: str = "test", common: bool = F
             row.update(name=name, folder=str(one.folder), changed=changed)
         figures[figure] = {"better": BETTER[figure.split()[-1]], "rows": rows, "groups": groups}
     n = len(base.key)
-    return {"split": split, "n": n, "left_out": [size - n for size in sizes], "figures": figures}
+    left = {name: reason for name, reason in why.items() if reason}
+    return {"split": split, "n": n, "left_out": [size - n for size in sizes], "figures": figures, "not_compared": left}
 
 
 def _rows(every: Sequence[Scores], figure: str) -> list[dict]:

@@ -8,6 +8,7 @@ confidence interval, so that a difference can be told from chance. The same figu
 from __future__ import annotations
 
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -165,7 +166,7 @@ class Predictions:
             )
         except (FileNotFoundError, IsADirectoryError) as error:
             raise UserError(f"The predictions are not there: expected {path}. Evaluate the run first.") from error
-        except (ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        except (ValueError, KeyError, EOFError, TypeError, OSError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(
                 f"{path} is not a file of predictions ({error}): expected the .npz that `tfface evaluate` "
                 "writes. Evaluate the run again."

@@ -68,6 +68,26 @@ def predict_with(
     return to_predictions(tasks, outputs, truth, classes)
 
 
+def measured_parts(recipe: Recipe, data_dir: str | Path | None = None) -> list[str]:
+    """Which of the data sets that a recipe joins hold a label that it learns; of a single one always that.
+
+    The others teach an embedding, or what an earlier run says; nothing can be measured on them.
+
+    Raises:
+        UserError: one of them is not prepared.
+    """
+    names = recipe.data.split("+")
+    if len(names) == 1:
+        return names
+    joined = pipeline.open_dataset(recipe.data, data_dir)
+    learnt = {task.label for task in recipe.adapted(pipeline.class_names(joined)).tasks() if task.is_attribute}
+    return [
+        name
+        for name, part, renamed in zip(names, joined.parts, joined.renamed, strict=True)
+        if learnt & {renamed.get(label, label) for label in pipeline.label_names(part)}
+    ]
+
+
 def truth_of(
     recipe: Recipe, builder, split: str
 ) -> tuple[tuple[Task, ...], dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
@@ -82,7 +102,7 @@ def truth_of(
         What the network's outputs mean on this data set, its labels (-1: not known) and their class names.
 
     Raises:
-        UserError: no such split, or classes of other names than the network learnt.
+        UserError: no such split, a label that is absent, or classes of other names than the network learnt.
     """
     classes = pipeline.class_names(builder)
     learnt = {task.label: task.classes for task in recipe.tasks()}
@@ -90,6 +110,11 @@ def truth_of(
     truth = pipeline.label_arrays(builder, split)
     tasks = []
     for task in recipe.tasks():
+        if task.is_attribute and task.label not in truth:
+            raise UserError(
+                f"The recipe {recipe.name} tells {task.label}, which {builder.info.full_name} does not hold. Name "
+                "another data set with --data."
+            )
         names, own = classes.get(task.label, ()), learnt.get(task.label, ())
         if len(names) == len(own) and names != own:
             if set(names) == set(own):  # in another order: that of the network counts
@@ -127,7 +152,8 @@ def to_predictions(
         if task.is_attribute and (truth[task.label] < 0).any():
             known, n = (truth[task.label] >= 0).sum(), len(truth["key"])
             raise UserError(
-                f"The {task.label} of {known} of {n} images is known: predict on each of joined data sets alone."
+                f"The {task.label} of {known} of {n} images is known: predict where all are known, on each of joined "
+                "data sets alone."
             )
     classes = {name: names for name, names in classes.items() if name in truth}
     known = {name: truth[name] for name in (*classes, "age") if name in truth}

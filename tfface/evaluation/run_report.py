@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tfface.errors import UserError
 from tfface.evaluation import plots
 from tfface.evaluation.evaluate import Predictions, worst_mistakes
 from tfface.evaluation.pages import Picture, Section, Table
+from tfface.evaluation.predictions import measured_parts
 from tfface.evaluation.report import Comparison, write_report
 from tfface.recipes import Recipe
 from tfface.training.run import runs_in
@@ -52,8 +54,10 @@ def report(folder: str | Path, data_dir: str | Path | None = None, command: str 
     rows, predictions, worst, shown = [], None, {}, ""
     if every[0]:
         # Of joined data sets each has a test split of its own; the first is shown in full.
-        split = "test" if set(figures_names(recipe, "test")) & set(every[0]) else "validation"
-        names = [name for name in figures_names(recipe, split) if name in every[0]]
+        parts = measured_parts(recipe, data_dir)
+        split = "test" if set(figures_names(parts, recipe, "test")) & set(every[0]) else "validation"
+        named = dict(zip(figures_names(parts, recipe, split), parts, strict=True))
+        names = [name for name in named if name in every[0]]
         if not names:
             raise UserError(
                 f"{first.folder} was not evaluated on its own data, {recipe.data}, of which a report tells. Received "
@@ -63,8 +67,7 @@ def report(folder: str | Path, data_dir: str | Path | None = None, command: str 
             rows += _rows(recipe, [figures.get(name, {}) for figures in every], name if len(names) > 1 else "")
         shown = names[0]
         predictions = Predictions.load(first.folder / f"predictions-{shown}.npz")
-        shown_data = recipe.data.split("+")[figures_names(recipe, split).index(shown)]
-        worst = _worst(predictions, pipeline.open_dataset(shown_data, data_dir), split)
+        worst = _worst(predictions, pipeline.open_dataset(named[shown], data_dir), split)
     rows += _verification_rows(recipe, verified)
     seeds = f", {len(runs)} seeds" if len(runs) > 1 else ""
     reported = (
@@ -93,10 +96,16 @@ def report(folder: str | Path, data_dir: str | Path | None = None, command: str 
     )
 
 
-def figures_names(recipe: Recipe, split: str) -> list[str]:
-    """Under which names `tfface evaluate` keeps the figures of a split of the recipe's own data, one for each set."""
-    parts = recipe.data.split("+")
-    return [f"{part.replace('/', '-')}-{split}" for part in parts] if len(parts) > 1 else [split]
+def figures_names(parts: Sequence[str], recipe: Recipe, split: str) -> list[str]:
+    """Under which names `tfface evaluate` keeps the figures of a split of the recipe's own data.
+
+    Args:
+        parts: the data sets that are measured, `tfface.evaluation.predictions.measured_parts`.
+        recipe: their recipe.
+        split: name of the split.
+    """
+    joined = "+" in recipe.data
+    return [f"{part.replace('/', '-')}-{split}" if joined else split for part in parts]
 
 
 def _learnt_from(config: dict) -> str:

@@ -14,7 +14,7 @@ from tfface.data import pipeline
 from tfface.errors import UserError
 from tfface.evaluation.embeddings import Embedder, alignment_of, embed_pairs
 from tfface.evaluation.evaluate import evaluate
-from tfface.evaluation.predictions import predict_with
+from tfface.evaluation.predictions import measured_parts, predict_with
 from tfface.evaluation.verification import cosine_similarity, verify_folds
 from tfface.models.recognition import EMBEDDING
 from tfface.recipes import Recipe
@@ -108,10 +108,9 @@ class Retraining:
         """
         figures = {}
         if any(task.is_attribute for task in self.recipe.tasks()):
-            names = self.recipe.data.split("+")
-            for data in names:
+            for data in measured_parts(self.recipe, self.data_dir):
                 measured = evaluate(predict_with(self.recipe, model, split, data, self.data_dir))
-                of = f"{data} " if len(names) > 1 else ""
+                of = f"{data} " if "+" in self.recipe.data else ""
                 tasks = measured["tasks"].items()
                 figures |= {f"{of}{task} accuracy": row["accuracy"]["value"] for task, row in tasks}
                 if "age" in measured:

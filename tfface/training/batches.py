@@ -55,10 +55,37 @@ def _looked_up(tasks, labels, taught, where):
         yield task, table, where(known, index, 0), known
 
 
-def partly_labelled(builder, tasks: Sequence[Task], taught: Mapping[str, np.ndarray] = NOTHING) -> bool:
-    """Whether some targets may not be known."""
-    labelled = [task for task in tasks if task.name not in taught]
-    return any(isinstance(builder, pipeline.Joined) or task.label == "identity" for task in labelled)
+def partly_labelled(
+    labels: Mapping[str, np.ndarray], tasks: Sequence[Task], taught: Mapping[str, np.ndarray] = NOTHING
+) -> bool:
+    """Whether some targets are not known; arguments as those of `encode`. What is drawn, as a pattern is, is known."""
+    labelled = [task for task in tasks if task.name not in taught and task.label in labels]
+    return any(not known.all() for *_, known in _looked_up(labelled, labels, taught, np.where))
+
+
+def check_labels(recipe: Recipe, builder) -> None:
+    """Say before any work that a data set has not the labels that a recipe learns.
+
+    Args:
+        recipe: the recipe, adapted to the data set.
+        builder: a prepared data set.
+
+    Raises:
+        UserError: a label is absent, or its classes stand in another order than the network's outputs.
+    """
+    classes = pipeline.class_names(builder)
+    for task in recipe.tasks():
+        names = classes.get(task.label, ())
+        if task.is_attribute and task.label not in pipeline.label_names(builder):
+            raise UserError(
+                f"The recipe {recipe.name} learns {task.label}, which {builder.info.full_name} does not hold. Name "
+                "another data set with --data."
+            )
+        if names != task.classes and set(names) == set(task.classes):
+            raise UserError(
+                f"{builder.info.full_name} has the classes of {task.label} in another order. Expected: "
+                f"{', '.join(task.classes)}. Received: {', '.join(names)}. Give them in that order in its builder."
+            )
 
 
 def _labelled(tasks: Sequence[Task], row: dict) -> dict:
@@ -164,16 +191,13 @@ def image_batches(
         UserError: mixup where labels may be unknown.
     """
     tasks = recipe.tasks()
-    size, steps = steps_of(pipeline.label_arrays(builder, split), recipe)
+    labels = pipeline.label_arrays(builder, split)
+    size, steps = steps_of(labels, recipe)
     # The last factor is that of labels that are not known, as in `pipeline.repeats`.
     factors = {name: tf.constant([*values, 1], tf.int64) for name, values in recipe.oversample.items()}
     rows = _numbered(builder, split, recipe, taught)
-    partial = partly_labelled(builder, tasks, taught)
-    if recipe.mixup and partial:
-        raise UserError(
-            "mixup blends labels, and here not every label is known: set mixup=0.0, train on one data set, or name in "
-            "distill_from a run that knows them."
-        )
+    partial = partly_labelled(labels, tasks, taught)
+    check_mixup(recipe, partial)
     epoch_size, part = steps * size, size // across.processes
     cover = covering(recipe, builder)
 
@@ -219,6 +243,19 @@ def image_batches(
     return together.prefetch(2)
 
 
+def check_mixup(recipe: Recipe, partial: bool) -> None:
+    """Say that labels which are not known cannot be blended.
+
+    Raises:
+        UserError: mixup, and `partial`: some are not.
+    """
+    if recipe.mixup and partial:
+        raise UserError(
+            "mixup blends labels, and here not every label is known: set mixup=0.0, train on one data set, or name in "
+            "distill_from a run that knows them."
+        )
+
+
 def _one_after_another(datasets: Sequence[tf.data.Dataset]) -> tf.data.Dataset:
     """Concatenated as a tree: in a chain a row would pass through as many iterators as there are data sets.
 
@@ -251,7 +288,8 @@ def validation_images(
     `_filled`.
     """
     tasks, view = recipe.tasks(), recipe.test_views[0]
-    partial = partly_labelled(builder, tasks, taught)
+    labels = pipeline.label_arrays(builder, recipe.validation_split)
+    partial = partly_labelled(labels, tasks, taught)
     cover = covering(recipe, builder)
 
     def prepare(row):
@@ -262,7 +300,7 @@ def validation_images(
 
     rows = _numbered(builder, recipe.validation_split, recipe, taught)
     if across.count > 1:
-        count = len(next(iter(pipeline.label_arrays(builder, recipe.validation_split).values())))
+        count = len(labels["key"])
         _, shares, batch_size = _filled(count, batch_size, across)
         own = rows.repeat().shard(across.processes, across.process)
         shared = tf.data.Dataset.zip(own, tf.data.Dataset.from_tensor_slices(shares))

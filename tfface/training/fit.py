@@ -91,6 +91,15 @@ def compile_for(model: keras.Model, recipe: Recipe, steps: int) -> None:
     )
 
 
+def monitored(recipe: Recipe) -> set[str]:
+    """Names of the figures that Keras gives of a recipe's epochs, which `monitor` may be: each also of validation."""
+    tasks, names = recipe.tasks(), {"loss"}
+    for task in tasks:
+        own = {"loss", *(metric.name for metric in metrics_of(task))}
+        names |= {f"{task.name}_{name}" for name in own} if len(tasks) > 1 else own
+    return names | {f"val_{name}" for name in names}
+
+
 def device_name(device: str = "auto") -> str:
     """The device that training will run on: "cpu", or the accelerator's name.
 
@@ -164,6 +173,9 @@ def prepared(
     Raises:
         UserError: no such split, an `initial` run that does not fit, or a batch that the devices cannot share evenly.
     """
+    batches.check_labels(recipe, builder)
+    if recipe.monitor not in monitored(recipe):
+        raise UserError(f"monitor must be one of {', '.join(sorted(monitored(recipe)))}. Received: {recipe.monitor}.")
     keras.utils.set_random_seed(recipe.seed)
     with across.scope(), precision(recipe.precision):
         model = model or recipe.model()
@@ -194,7 +206,7 @@ def prepared(
                 part: cached_features(lower, *sources[part], recipe.image_size, views, bfloat16=bfloat16)
                 for part, views in (("train", recipe.views), ("validation", recipe.test_views))
             }
-        partly = batches.partly_labelled(sources["train"][0], recipe.tasks(), taught["train"])
+        partly = batches.partly_labelled(labels["train"], recipe.tasks(), taught["train"])
         training = partial(
             batches.feature_batches,
             features["train"],
@@ -205,12 +217,14 @@ def prepared(
             taught=taught["train"],
         )
         inputs = np.asarray(features["validation"][0], "float32")
-        partly = batches.partly_labelled(builder, recipe.tasks())
+        partly = batches.partly_labelled(labels["validation"], recipe.tasks())
         validation = batches.in_order(inputs, labels["validation"], recipe, across, partly)
         # What lies below is frozen: it was neither carried nor will it be trained.
         own = {layer.name for layer in model.layers}
         carried, fresh = ([name for name in names if name in own] for names in (carried, fresh))
     else:
+        batches.check_mixup(recipe, batches.partly_labelled(labels["train"], recipe.tasks(), taught["train"]))
+        batches.covering(recipe, sources["train"][0])
         training = partial(batches.image_batches, *sources["train"], recipe, taught=taught["train"], across=across)
         validation = batches.validation_images(builder, recipe, taught["validation"], across=across)
     whole = model

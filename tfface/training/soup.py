@@ -40,7 +40,7 @@ def soup(
 
     Args:
         folders: of two or more finished runs of one network.
-        out: folder of the run that is written: the recipe and the data of the best, the mean as its trained part, and
+        out: folder of the run that is written: recipe, data and network of the best, with the mean as its weights, and
             soup.json, which names every run, its accuracies, and whether it went in. It has no epochs of its own.
         data_dir: where data sets are prepared; the validation split of the first run's data chooses.
         bfloat16: compute frozen features in bfloat16.
@@ -63,29 +63,32 @@ def soup(
         if not run.done:
             run.config()  # says that there is no run, where that is so
             raise UserError(f"{run.folder} is not finished: train it to its end first.")
-    recipe, parts = runs[0].recipe(), [load_saved(run.trained_file) for run in runs]
+    recipes, parts = [run.recipe() for run in runs], [load_saved(run.trained_file) for run in runs]
     shapes = [[(weight.path, tuple(weight.shape)) for weight in part.weights] for part in parts]
-    for run, other in zip(runs, shapes, strict=True):
-        if other != shapes[0] or run.recipe().train_from != recipe.train_from:
+    for run, recipe, other in zip(runs, recipes, shapes, strict=True):
+        if other != shapes[0] or recipe.train_from != recipes[0].train_from:
             raise UserError(
                 f"{run.folder} is of another network than {runs[0].folder}: their weights have no mean. Expected the "
                 "same recipe, heads and train_from."
             )
 
-    builder = pipeline.open_dataset(recipe.data, data_dir)
-    adapted = recipe.adapted(pipeline.class_names(builder))
-    tasks = [task for task in adapted.tasks() if task.is_attribute]
+    builder = pipeline.open_dataset(recipes[0].data, data_dir)
+    split, adapted = recipes[0].validation_split, [recipe.adapted(pipeline.class_names(builder)) for recipe in recipes]
+    tasks = [task for task in adapted[0].tasks() if task.is_attribute]
     if not tasks:
-        raise UserError(f"The recipe {recipe.name} learns no attribute of a face: there is no accuracy to choose by.")
-    labels = pipeline.label_arrays(builder, adapted.validation_split)
-    part = parts[0]
-    whole = recipe.model() if recipe.train_from else part  # what lies below was not trained: it is the recipe's
+        raise UserError(
+            f"The recipe {recipes[0].name} learns no attribute of a face: there is no accuracy to choose by."
+        )
+    labels = pipeline.label_arrays(builder, split)
 
-    def accuracies_with(weights: Sequence[np.ndarray]) -> dict[str, float]:
+    def accuracies_with(index: int, weights: Sequence[np.ndarray]) -> dict[str, float]:
+        """Of these weights in the network of a run: others may be of another size, or compute otherwise."""
+        whole = part = parts[index]
         part.set_weights(weights)
-        if whole is not part:
+        if recipes[index].train_from:  # what lies below was not trained: it is the recipe's
+            whole = recipes[index].model()
             put_trained(whole, part)
-        outputs = outputs_of(adapted, whole, builder, adapted.validation_split, bfloat16)
+        outputs = outputs_of(adapted[index], whole, builder, split, bfloat16)
         return {task.name: _accuracy(task, outputs[task.name], labels[task.label]) for task in tasks}
 
     def told(words: str, found: dict[str, float]) -> float:
@@ -96,22 +99,22 @@ def soup(
 
     weights = [part.get_weights() for part in parts]
     accuracies, scores = [], []
-    for run, own in zip(runs, weights, strict=True):
-        accuracies.append(accuracies_with(own))
+    for index, (run, own) in enumerate(zip(runs, weights, strict=True)):
+        accuracies.append(accuracies_with(index, own))
         scores.append(told(str(run.folder), accuracies[-1]))
     order = np.argsort(np.negative(scores), kind="stable")
     chosen, accuracy, best, mean = [order[0]], accuracies[order[0]], scores[order[0]], weights[order[0]]
     for index in order[1:]:
         count = len(chosen)
         tried = [(old * count + new) / (count + 1) for old, new in zip(mean, weights[index], strict=True)]
-        found = accuracies_with(tried)
+        found = accuracies_with(order[0], tried)
         score = told(f"with {runs[index].folder}", found)
         if score >= best:
             chosen, accuracy, best, mean = [*chosen, index], found, score, tried
     progress(f"taken: {', '.join(str(runs[index].folder) for index in chosen)}")
-    part.set_weights(mean)
+    parts[order[0]].set_weights(mean)
     files.make_folder(made.folder)
-    made.save_trained(part)
+    made.save_trained(parts[order[0]])
     rows = [
         {"run": str(run.folder), "accuracy": own, "in": index in chosen}
         for index, (run, own) in enumerate(zip(runs, accuracies, strict=True))

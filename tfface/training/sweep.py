@@ -34,7 +34,7 @@ from tfface.errors import UserError
 from tfface.evaluation import plots
 from tfface.evaluation.evaluate import Predictions, evaluate
 from tfface.evaluation.pages import Code, Page, Picture, Section, Table, Text, Tile
-from tfface.evaluation.predictions import predict_split
+from tfface.evaluation.predictions import measured_parts, predict_split
 from tfface.recipes.recipe import Recipe
 from tfface.training.fit import fit
 from tfface.training.run import Run
@@ -84,8 +84,12 @@ def sweep(
     splits = (recipe.train_split, recipe.validation_split)
     data = {f"{split} split": pipeline.fingerprint(builder, split) for split in splits}
     data |= {f"{split} labels": pipeline.label_digest(builder, split) for split in splits}
+    if recipe.extra_data:
+        whole = pipeline.with_extra(builder, recipe.extra_data, data_dir)
+        data["with_extra"] = pipeline.fingerprint(whole, recipe.train_split)
+        data["with_extra labels"] = pipeline.label_digest(whole, recipe.train_split)
     folder = Path(folder)
-    study = _open_study(folder, {**recipe.to_json(), **data, "bfloat16": bfloat16})
+    study = _open_study(folder, recipe, {**recipe.to_json(), **data, "bfloat16": bfloat16})
     while len(_finished(study)) < trials:
         trial = _next_trial(study, recipe)
         changed = recipe.changed(**recipe.search_space(trial))
@@ -98,10 +102,10 @@ def sweep(
             value = None
         else:
             # Of joined data sets one by one: each has labels that the others lack.
-            names = recipe.data.split("+")
+            names = measured_parts(recipe, data_dir)
             each = {name: predict_split(run, recipe.validation_split, name, data_dir, bfloat16) for name in names}
             figures = {
-                f"{data} {name}" if len(each) > 1 else name: value
+                f"{data} {name}" if "+" in recipe.data else name: value
                 for data, predictions in each.items()
                 for name, value in figures_of(predictions).items()
             }
@@ -142,19 +146,24 @@ def score(predictions: Predictions) -> float:
             each has its own score, and their mean counts.
 
     Returns:
-        0 for a model that has learnt nothing, 1 for one that is always right, below 0 for one that constants beat.
+        0 for a model that has learnt nothing, 1 for one that is always right, below 0 for one that constants beat. A
+        task of which all have one label takes no part.
+
+    Raises:
+        UserError: that is so of every task.
     """
-    skills = []
+    errors = []
     for task, probabilities in predictions.probabilities.items():
         if task == "age_bins" and predictions.age_years is not None:
             continue  # the same age once more
         truth = predictions.truth[task]
-        error = np.mean(np.argmax(probabilities, axis=1) != truth)
-        skills.append(1 - error / (1 - np.bincount(truth).max() / len(truth)))
+        errors.append((np.mean(np.argmax(probabilities, axis=1) != truth), 1 - np.bincount(truth).max() / len(truth)))
     if predictions.age_years is not None:
         truth = predictions.truth["age"]
-        error = np.abs(predictions.age_years - truth).mean()
-        skills.append(1 - error / np.abs(truth - np.median(truth)).mean())
+        errors.append((np.abs(predictions.age_years - truth).mean(), np.abs(truth - np.median(truth)).mean()))
+    skills = [1 - error / constant for error, constant in errors if constant > 0]
+    if not skills:
+        raise UserError("Every face of the validation split has the same labels: there is nothing to judge trials by.")
     return float(np.mean(skills))
 
 
@@ -167,7 +176,7 @@ def figures_of(predictions: Predictions) -> dict[str, float]:
     return figures
 
 
-def _open_study(folder: Path, searched: dict) -> optuna.Study:
+def _open_study(folder: Path, recipe: Recipe, searched: dict) -> optuna.Study:
     """The study of a folder, made when absent; SQLite, as its transactions survive a kill."""
     files.make_folder(folder)
     file = folder / "study.db"
@@ -183,7 +192,14 @@ def _open_study(folder: Path, searched: dict) -> optuna.Study:
     present = study.user_attrs.get("searched")
     if present is None:
         study.set_user_attr("searched", wanted)
-    elif present != wanted:
+    # What a version before did not know: fields at their defaults, and labels that it did not look at.
+    defaults = json.loads(json.dumps(type(recipe)().to_json()))
+    present = {
+        **defaults,
+        **{key: value for key, value in wanted.items() if key.endswith(" labels")},
+        **(present or wanted),
+    }
+    if present != wanted:
         changed = [
             f"{key} was {present.get(key)!r}, is {wanted.get(key)!r}"
             for key in {**present, **wanted}

@@ -1,0 +1,206 @@
+"""Labels that are unknown, absent or in another order: nothing is learnt of what is not known, nor in silence."""
+
+import json
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from tfface import commands, files, tasks
+from tfface.data import pipeline
+from tfface.data.pipeline import View
+from tfface.errors import UserError
+from tfface.evaluation.calibrate import calibrate
+from tfface.evaluation.predictions import measured_parts, predict_split
+from tfface.labels import GENDERS
+from tfface.recipes import RECIPES, Recipe
+from tfface.training import batches
+from tfface.training.fit import fit, monitored
+from tfface.training.run import Run
+from tfface.training.soup import soup
+
+
+@dataclass(frozen=True)
+class Colour(Recipe):
+    """Gender and age from the mean colour of an image, trained from pixels."""
+
+    name: ClassVar[str] = "colour"
+    title: ClassVar[str] = "Colours"
+    data: str = "colours"
+    image_size: tuple[int, int] = (4, 4)
+    views: tuple = field(default=(View(),))
+    epochs: int = 1
+    batch_size: int = 16
+    activation: str = "relu"
+    learning_rate: float = 0.1
+
+    def tasks(self):
+        return tasks.classification("gender", GENDERS), tasks.age_bins()
+
+    def model(self):
+        image = keras.Input((*self.image_size, 3), name="image")
+        x = keras.layers.GlobalAveragePooling2D(name="mean")(keras.layers.Rescaling(1 / 255, name="scale")(image))
+        x = keras.layers.Dense(8, self.activation, name="hidden")(x)
+        logits = {task.name: keras.layers.Dense(task.width, name=f"{task.name}_logits")(x) for task in self.tasks()}
+        softmax = {name: keras.layers.Activation("softmax", name=name)(logit) for name, logit in logits.items()}
+        return keras.Model(image, softmax, name=self.name)
+
+    def optimizer(self, model, steps):
+        return keras.optimizers.Adam(self.learning_rate)
+
+
+@pytest.fixture(autouse=True)
+def known_recipe(monkeypatch, tmp_path):
+    monkeypatch.setitem(RECIPES, "colour", Colour)
+    monkeypatch.setenv("TFFACE_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    """Prepared sets of 4x4 pixels, men blue and women red: whole; of half unknown genders; in another order; without
+    ages; without any label; without a validation split."""
+    folder = tmp_path_factory.mktemp("data")
+
+    def store(name, genders=GENDERS, lacks=(), unknown=0, splits=("train", "validation", "test")):
+        features = {
+            "image": tfds.features.Image(shape=(4, 4, 3), encoding_format="png"),
+            "gender": tfds.features.ClassLabel(names=list(genders)),
+            "age": tfds.features.Scalar(np.int64),
+            "key": tfds.features.Text(),
+        }
+        features = tfds.features.FeaturesDict({k: v for k, v in features.items() if k not in lacks})
+
+        def examples(split):
+            for i in range(64):
+                gender = GENDERS[i % 2]
+                red, blue = (250, 0) if gender == "Female" else (0, 250)
+                row = {"image": np.full((4, 4, 3), (red, 3 * i, blue), "uint8"), "age": i, "key": f"{split}{i}"}
+                row["gender"] = -1 if i < unknown else genders.index(gender)
+                yield {k: v for k, v in row.items() if k not in lacks}
+
+        signature = features.get_tensor_spec()
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name=name,
+            version="1.0.0",
+            data_dir=str(folder),
+            features=features,
+            split_datasets={
+                split: tf.data.Dataset.from_generator(lambda split=split: examples(split), output_signature=signature)
+                for split in splits
+            },
+        )
+
+    store("colours")
+    store("half_known", unknown=32)
+    store("swapped", genders=GENDERS[::-1])
+    store("ageless", lacks=("age",))
+    store("unlabelled", lacks=("gender", "age"))
+    store("unvalidated", splits=("train", "test"))
+    return folder
+
+
+def test_an_unknown_label_of_one_data_set_teaches_nothing(data_dir, tmp_path):
+    recipe = Colour(data="half_known", batch_size=64)
+    builder = pipeline.open_dataset("half_known", data_dir)
+    (_, targets, weights), *_ = batches.image_batches(builder, "train", recipe, 0).take(1)
+    # Of 64 the first 32 are unknown, of the others every second is a man.
+    assert weights["gender"].numpy().sum() == 32
+    assert (targets["gender"].numpy()[:, 0] * weights["gender"].numpy()).sum() == 16
+    assert weights["age"].numpy().sum() == 64
+    run = fit(recipe, tmp_path / "run", data_dir, verbose=0)
+    assert set(calibrate(run.folder, data_dir)) == {"gender", "age"}
+    with pytest.raises(UserError, match="gender of 32 of 64 images is known"):
+        predict_split(run, "test", data_dir=data_dir)
+
+
+def test_classes_in_another_order_are_not_trained_on(data_dir, tmp_path):
+    with pytest.raises(UserError, match=r"in another order. Expected: Male, Female. Received: Female, Male"):
+        fit(Colour(data="swapped"), tmp_path / "run", data_dir, verbose=0)
+    assert not (tmp_path / "run").exists()
+    # A network that was trained on the right order is measured by the names.
+    run = fit(Colour(epochs=5), tmp_path / "right", data_dir, verbose=0)
+    one, other = (predict_split(run, "test", data, data_dir) for data in ("colours", "swapped"))
+    np.testing.assert_array_equal(one.truth["gender"], other.truth["gender"])
+
+
+def test_a_label_that_is_absent_is_said(data_dir, tmp_path):
+    with pytest.raises(UserError, match="learns age, which ageless"):
+        fit(Colour(data="ageless"), tmp_path / "run", data_dir, verbose=0)
+    run = fit(Colour(), tmp_path / "right", data_dir, verbose=0)
+    with pytest.raises(UserError, match="tells age, which ageless"):
+        predict_split(run, "test", "ageless", data_dir)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"data": "colours+unlabelled", "mixup": 0.2}, "mixup blends labels"),
+        (
+            {"monitor": "val_accuracy"},
+            r"monitor must be one of age_loss, .*val_gender_loss, val_loss\. Received: val_accuracy",
+        ),
+        ({"occluded": 0.5, "worn_masks": 0.5}, "landmarks lie in one place"),
+    ],
+)
+def test_choices_that_cannot_be_prepared_do_not_take_the_folder(changes, said, data_dir, tmp_path):
+    with pytest.raises(UserError, match=said):
+        fit(Colour(**changes), tmp_path / "run", data_dir, verbose=0)
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+@pytest.fixture
+def exported(monkeypatch):
+    """Exports that leave nothing but a card, in no time."""
+
+    def export(folder, out):
+        files.write_json(out / "assets.extra" / "tfface.json", {"recipe": Run(folder).recipe().to_json()})
+
+    monkeypatch.setattr(commands, "export", export)
+
+
+def test_a_part_without_labels_is_learnt_with_and_not_measured(data_dir, tmp_path, capsys, exported):
+    recipe = Colour(data="colours+unlabelled", epochs=2)
+    assert measured_parts(recipe, data_dir) == ["colours"]
+    made = commands.reproduce(recipe, [0], tmp_path / "runs", data_dir=data_dir)
+    assert "unlabelled holds none of the labels of colour" in capsys.readouterr().out
+    assert "colours-test" in made["markdown"].read_text()
+    calibrate(tmp_path / "runs" / "seed-0", data_dir)
+
+
+def test_splits_that_are_there_are_reported_and_the_first_seed_is_exported(data_dir, tmp_path, exported):
+
+    recipe, out = Colour(data="unvalidated", validation_split="test"), tmp_path / "runs"
+    for seeds in ([1], [0], [1, 0]):
+        made = commands.reproduce(recipe, seeds, out, data_dir=data_dir)
+        card = json.loads((made["saved_model"] / "assets.extra" / "tfface.json").read_text())
+        assert card["recipe"]["seed"] == min(int(path.name[-1]) for path in out.glob("seed-*"))
+    assert set(json.loads((out / "seed-0" / "metrics.json").read_text())) == {"test"}
+
+
+def test_names_of_figures_are_those_that_keras_gives(data_dir, tmp_path):
+    run = fit(Colour(), tmp_path / "run", data_dir, verbose=0)
+    assert set(run.history()[0]) - {"epoch", "seconds"} == monitored(Colour())
+
+
+def test_runs_of_a_soup_are_each_measured_with_their_own_network(data_dir, tmp_path):
+    runs = [
+        fit(Colour(epochs=3, activation=activation, image_size=size, seed=seed), tmp_path / name, data_dir, verbose=0)
+        for name, activation, size, seed in (("a", "relu", (4, 4), 0), ("b", "tanh", (8, 8), 1))
+    ]
+    own = {}
+    for run in runs:
+        predictions = predict_split(run, "validation", data_dir=data_dir)
+        own[str(run.folder)] = np.mean(
+            predictions.probabilities["gender"].argmax(axis=1) == predictions.truth["gender"]
+        )
+    mixed = soup([run.folder for run in runs], tmp_path / "soup", data_dir)
+
+    said = json.loads((tmp_path / "soup" / "soup.json").read_text())
+    assert {row["run"]: row["accuracy"]["gender"] for row in said["runs"]} == pytest.approx(own)
+    predictions = predict_split(mixed, "validation", data_dir=data_dir)
+    right = np.mean(predictions.probabilities["gender"].argmax(axis=1) == predictions.truth["gender"])
+    assert said["accuracy"]["gender"] == pytest.approx(right)
