@@ -113,6 +113,7 @@ def prepared(network: str, ways: list[str], folder: Path) -> tuple[np.ndarray, n
     images, outputs = folder / "images.npy", folder / "outputs.npy"
     missing = [way for way in ways if not (folder / way).exists()]
     if missing:
+        keras.utils.set_random_seed(0)  # the same weights, where others of its files are there already
         model = unsettled(NETWORKS[network]())
         folder.mkdir(parents=True, exist_ok=True)
         if not outputs.exists():

@@ -747,7 +747,7 @@ def _export_options(parser):
         help="what to write (default: saved_model)",
     )
     parser.add_argument(
-        "--bfloat16", action="store_true", help="of a SavedModel: compute in bfloat16, outputs within a hundredth"
+        "--bfloat16", action="store_true", help="of a SavedModel: compute in bfloat16, probabilities within about 0.03"
     )
     parser.add_argument(
         "--int8", action="store_true", help="of LiteRT: int8, calibrated and measured on faces of the data set"

@@ -426,6 +426,12 @@ def export(
 
     if not int8:
         return litert.export_litert(run, target)
+    from tfface.data import pipeline
+    from tfface.evaluation.predictions import check_outputs, truth_of
+
+    builder = pipeline.open_dataset(data or run.recipe().data, data_dir)
+    tasks, _, _ = truth_of(run.recipe(), builder, "test")
+    check_outputs(tasks, run.model().output, builder)
     litert.export_litert(run, target, litert.faces_of(run, "train", litert.CALIBRATION, data, data_dir))
     for task, (whole, small) in litert.measure_int8(run, target, data, data_dir).items():
         say(f"{task}: float32 {whole:.3f}, int8 {small:.3f}{' years' if task == 'age' else ''}")

@@ -103,3 +103,17 @@ def test_what_cannot_be_is_refused(tmp_path):
         load_backbone(str(tmp_path / "damaged.keras"))
     with pytest.raises(ValueError, match="multiples of 16"):
         recognition_resnet("table1", (50, 48, 3))
+
+
+def test_a_normalization_of_a_file_is_kept_at_another_size(tmp_path):
+    image = keras.Input((16, 16, 3))
+    scaled = keras.layers.Normalization()
+    scaled.adapt(np.random.default_rng(0).uniform(0, 255, (8, 16, 16, 3)))
+    x = keras.layers.Conv2D(4, 3)(scaled(image))
+    x = keras.layers.GlobalAveragePooling2D(name="embedding")(x)
+    model = keras.Model(image, x)
+    model.save(tmp_path / "network.keras")
+    images = np.random.default_rng(1).uniform(0, 255, (2, 24, 24, 3)).astype("float32")
+    other = load_backbone(str(tmp_path / "network.keras"), (24, 24, 3))
+    expected = other.layers[-1](model.layers[2](model.layers[1](images)))
+    np.testing.assert_allclose(other(images), expected, rtol=1e-4)

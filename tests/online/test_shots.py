@@ -16,6 +16,16 @@ def shot(quality, female, time=0.0):
     return Shot({"gender": np.array([1 - female, female], "float32")}, Quality(quality, 1, 1), time)
 
 
+def test_what_a_server_says_in_words_is_the_best_shots():
+    shots = [shot(0.6, 1.0), shot(0.2, 0.0)]
+    for one, name in zip(shots, ("Male", "Female"), strict=True):
+        one.outputs["gender_classes"] = np.array(["Male", "Female"])
+        one.outputs["gender_word"] = np.array(name)
+    mean = average(shots)
+    assert mean["gender_word"] == "Male"
+    assert mean["gender_classes"].tolist() == ["Male", "Female"]
+
+
 def test_the_average_is_weighted_by_quality():
     mean = average([shot(0.6, 1.0), shot(0.2, 0.0)])["gender"]
     np.testing.assert_allclose(mean, [0.25, 0.75], atol=1e-6)

@@ -204,7 +204,10 @@ def test_a_number_is_not_given_twice(copies, small_run, monkeypatch):
     monkeypatch.setattr(bundles, "_write_warm_up", lambda *arguments: None)
     monkeypatch.setattr("tfface.serving.export.export_saved_model", made)
     bundles.roll_back(copies, wait=0)
+    (copies / "faces" / "withdrawn-2-bad").mkdir()  # named by somebody
+    (copies / "faces" / "..staging.7.part").mkdir()  # of a publication that was killed
     assert bundles.publish(small_run, copies, "faces").name == "4"
+    assert not (copies / "faces" / "..staging.7.part").exists()
     assert labels_of(copies) == {"stable": 4, "previous": 2}
     (copies / "gender" / "6").mkdir(parents=True)  # of somebody
     assert bundles.publish(small_run, copies) == copies / "gender" / "7"
@@ -262,7 +265,7 @@ def test_which_layer_is_the_embedding():
 
     assert EMBEDDING_LAYERS[1] == "bottleneck_norm"
     model = load("gender", tiny=True).model()
-    assert _with_embedding(model)[1] == {"layer": "avg_pool", "width": 512}
+    assert _with_embedding(model)[1] == {"layer": "avg_pool", "width": 512, "learnt": False}
     without = alexnet(load("gender", tiny=True).tasks(), (64, 64, 3), dense_width=8)
     network, about = _with_embedding(without)
     assert about is None

@@ -253,12 +253,21 @@ def test_answers_of_no_model_are_one_line(answers, changes, said):
 
 def test_answers_that_lack_outputs_are_one_line(answers):
     lacking = answers(200, [json.dumps({"outputs": {"gender": ["a"], "x": [1]}}).encode()])
-    with pytest.raises(UserError, match="neither age nor probabilities"):
+    with pytest.raises(UserError, match="neither age, probabilities nor embedding"):
         client.ask(client.connect(lacking), [b""])
     without = answers(200, [json.dumps({"outputs": GOOD}).encode()])
     assert client.ask(client.connect(without), [b"", b""])["age"].tolist() == [3, 4.5]
     with pytest.raises(UserError, match="the output embedding is missing"):
         client.ask(client.connect(without), [b"", b""], embeddings=True)
+
+
+def test_a_network_that_only_tells_people_apart_answers_with_embeddings(answers, tmp_path, capsys):
+    address = answers(200, [json.dumps({"outputs": [[3.0, 4.0], [0.0, 2.0]]}).encode()])  # REST names no single output
+    for number in range(2):
+        Image.fromarray(synthesize.face(3_000_000).image).save(tmp_path / f"{number}.png")
+    assert cli.main(["client", address, str(tmp_path), "--crops", "--embeddings"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["faces"][0]["embedding"] for row in rows] == [pytest.approx([0.6, 0.8]), [0.0, 1.0]]
 
 
 def test_passwords_are_not_said():

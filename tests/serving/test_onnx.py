@@ -1,12 +1,17 @@
 import json
+import shutil
 
+import keras
 import numpy as np
 import pytest
 
 from tfface import cli
 from tfface.errors import UserError
-from tfface.serving import export
+from tfface.models.saved import load_saved
+from tfface.serving import export, litert
 from tfface.serving import onnx as serving_onnx
+from tfface.training.fit import precision
+from tfface.training.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -56,3 +61,35 @@ def test_another_backend_is_named(small_run, tmp_path, monkeypatch):
     monkeypatch.setattr(export.keras.backend, "backend", lambda: "jax")
     with pytest.raises(UserError, match=r"An ONNX file needs .* KERAS_BACKEND is jax: unset it"):
         serving_onnx.export_onnx(small_run, tmp_path / "model.onnx")
+
+
+@pytest.fixture
+def half_precision_run(small_run, tmp_path):
+    """A run of another network with GELU, trained in mixed precision."""
+    run = Run(shutil.copytree(small_run.folder, tmp_path / "half"))
+    image = keras.Input((*run.recipe().image_size, 3), name="image")
+    with precision("mixed_bfloat16"):
+        x = keras.layers.Conv2D(8, 3, activation="gelu")(keras.layers.Rescaling(1 / 255)(image))
+        x = keras.layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    x = keras.layers.Dense(2, "softmax", name="gender", dtype="float32")(x)
+    keras.Model(image, {"gender": x}).save(run.trained_file)
+    return run
+
+
+def test_what_was_trained_in_half_precision_is_served_in_whole(half_precision_run, tmp_path):
+    import tensorflow as tf
+
+    run = half_precision_run
+    images = np.random.default_rng(1).uniform(0, 255, (3, *run.recipe().image_size, 3)).astype("float32")
+    trained = load_saved(run.trained_file)
+    assert {layer.compute_dtype for layer in trained.layers} == {"bfloat16", "float32"}
+    assert {layer.compute_dtype for layer in run.model().layers} == {"float32"}
+    expected = run.model()(images)["gender"]
+    assert 0 < np.abs(expected - trained(images)["gender"]).max() < 0.02
+    onnx = serving_onnx.load_onnx(serving_onnx.export_onnx(run, tmp_path / "model.onnx"))(images)
+    np.testing.assert_allclose(onnx["gender_probabilities"], expected, atol=1e-5)
+    lite = litert.load_litert(litert.export_litert(run, tmp_path / "model.tflite"))(images)
+    np.testing.assert_allclose(lite["gender_probabilities"], expected, atol=1e-5)
+    served = tf.saved_model.load(str(export.export_saved_model(run, tmp_path / "saved"))).signatures
+    answer = served["serving_default"](images=tf.constant(images.round(), tf.uint8))["gender_probabilities"]
+    np.testing.assert_allclose(answer, run.model()(images.round())["gender"], atol=1e-5)

@@ -86,6 +86,18 @@ def test_where_it_would_be_wrong_nothing_is_folded():
     assert_same(model, folded)
 
 
+def test_a_normalization_keeps_what_it_was_adapted_to():
+    inputs = keras.Input((8, 8, 3))
+    scaled = layers.Normalization(name="scaled")
+    scaled.adapt(np.random.default_rng(0).normal(0.5, 2.0, (16, 8, 8, 3)))
+    x = layers.BatchNormalization()(layers.Conv2D(4, 3)(scaled(inputs)))
+    # Beside a batch norm that is called by keywords and a scale for each channel of its own rank: neither is folded.
+    x = layers.BatchNormalization()(inputs=layers.Conv2D(4, 1)(x))
+    x = layers.Rescaling(np.full((1, 1, 4), 2.0))(layers.Conv2D(4, 1)(x))
+    model = keras.Model(inputs, x)
+    assert_same(model, optimize.fold(model))
+
+
 def test_models_in_models_are_folded_too():
     inner = keras.Sequential([keras.Input((8, 8, 3)), layers.Conv2D(4, 3), layers.BatchNormalization(), layers.ReLU()])
     inputs = keras.Input((8, 8, 3))
@@ -132,6 +144,10 @@ def test_what_is_not_alike_is_not_joined():
         layers.ReLU()(layers.Conv2D(3, 1)(relu)),
         layers.ReLU()(layers.Conv2D(4, 1, groups=2)(inputs)),
         layers.ReLU()(layers.Conv2D(3, 1, use_bias=False)(inputs)),
+        # Alike, but a softmax looks at all channels of its own branch.
+        *(layers.Conv2D(count, 1, activation="softmax")(inputs) for count in (2, 3)),
+        *(layers.Softmax()(layers.Conv2D(count, 5, padding="same")(inputs)) for count in (2,)),
+        *(layers.Activation("softmax")(layers.Conv2D(count, 2)(inputs)) for count in (2,)),
     ]
     shared = layers.Conv2D(4, 1)
     twice = layers.ReLU()(shared(layers.ReLU()(shared(inputs))))

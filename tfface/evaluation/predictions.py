@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -64,8 +65,23 @@ def predict_with(
     """
     builder = pipeline.open_dataset(data or recipe.data, data_dir)
     tasks, truth, classes = truth_of(recipe, builder, split)
+    check_outputs(tasks, model.output, builder)
     outputs = outputs_of(recipe.adapted(pipeline.class_names(builder)), model, builder, split, bfloat16, progress)
     return to_predictions(tasks, outputs, truth, classes)
+
+
+def check_outputs(tasks: Sequence[Task], outputs: Collection[str], builder) -> None:
+    """Say that a data set has other labels than a network learnt.
+
+    Raises:
+        UserError: a task that the data set's labels would measure is none of the network's outputs.
+    """
+    absent = [task.name for task in tasks if task.is_attribute and task.name not in outputs]
+    if absent:
+        raise UserError(
+            f"{builder.info.full_name} has labels for {', '.join(absent)}, which this network does not tell. Expected "
+            f"labels for: {', '.join(outputs)}. Name another data set with --data."
+        )
 
 
 def measured_parts(recipe: Recipe, data_dir: str | Path | None = None) -> list[str]:

@@ -12,7 +12,7 @@ from tfface.errors import UserError
 from tfface.layers import CosineSimilarity, feature_mask, pattern_logits, task_head
 from tfface.models.inception_resnet_v1 import inception_resnet_v1
 from tfface.models.recognition_resnet import STAGES, recognition_resnet
-from tfface.models.saved import load_saved
+from tfface.models.saved import copy_weights, load_saved
 from tfface.tasks import Task
 
 EMBEDDING = "embedding"
@@ -62,7 +62,7 @@ def load_backbone(
             rebuilt = keras.models.clone_model(model, input_tensors=image, clone_function=_with_policy)
         except ValueError as error:
             raise UserError(f"{network} takes no input of {input_shape}: {str(error).splitlines()[0]}") from error
-        rebuilt.set_weights(model.get_weights())
+        copy_weights(model, rebuilt)
         model = rebuilt
     return keras.Model(model.input, model.get_layer(EMBEDDING).output, name=model.name)
 

@@ -110,11 +110,16 @@ class TrackShots:
 
 
 def average(shots: list[Shot]) -> dict[str, np.ndarray]:
-    """Mean of the outputs of some shots, weighted by quality: task -> (width,) float32."""
+    """Mean of the outputs of some shots, the best first, weighted by quality: output -> (width,) float32.
+
+    What is no number, as the class names that a server sends, is the best shot's.
+    """
     weights = np.array([shot.quality.score for shot in shots])
     return {
-        task: np.average([shot.outputs[task] for shot in shots], axis=0, weights=weights).astype("float32")
-        for task in shots[0].outputs
+        name: np.average([shot.outputs[name] for shot in shots], axis=0, weights=weights).astype("float32")
+        if np.asarray(best).dtype.kind in "fiu"
+        else best
+        for name, best in shots[0].outputs.items()
     }
 
 

@@ -119,7 +119,7 @@ def prune_checkpoint(
         source, input_shape = Path("runs") / source, input_shape or (160, 160, 3)
         base = load_backbone("facenet", (None, None, 3))
     else:
-        base = run.model() if run else load_saved(source)
+        base = run.model(float32=False) if run else load_saved(source)
     out = Path(out) if out else source / "pruned" if run else source.with_name(f"{source.stem}-pruned")
     file = out / "pruned.keras"
     if file.exists() and source.exists() and file.samefile(source):

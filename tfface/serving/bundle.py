@@ -93,7 +93,8 @@ def publish(run: Run, bundle: str | Path, name: str = "") -> Path:
     bundle = Path(bundle)
     with files.held(bundle, "--bundle"):
         staging = bundle / name / ".staging"
-        shutil.rmtree(staging, ignore_errors=True)  # of a publication that was killed
+        for leftover in staging.parent.glob(".*staging*"):  # of a publication that was killed
+            shutil.rmtree(leftover, ignore_errors=True)
         try:
             export_saved_model(run, staging)
             _write_warm_up(staging, name, recipe.image_size)
@@ -293,4 +294,5 @@ def _numbers(model: Path) -> list[int]:
 
 
 def _withdrawn(model: Path) -> list[int]:
-    return [int(path.name.removeprefix("withdrawn-")) for path in model.glob("withdrawn-*/")]
+    names = (path.name.removeprefix("withdrawn-") for path in model.glob("withdrawn-*/"))
+    return [int(name) for name in names if name.isdecimal()]

@@ -34,8 +34,8 @@ PHOTOS_AT_ONCE = 8
 LONGEST_TIMEOUT = 86_400.0
 """Seconds, a day: sockets know no infinity."""
 
-ONLY_OUTPUT = {"card": "card", "embeddings": "embedding", "jpeg_embeddings": "embedding"}
-"""Signature -> its one output."""
+ONLY_OUTPUT = {"card": "card", **dict.fromkeys(("embeddings", "jpeg_embeddings", "jpeg"), "embedding")}
+"""Signature -> its one output, where it has one: of "jpeg" that of a network that tells people apart."""
 
 
 def connect(
@@ -303,8 +303,10 @@ def ask(server: Server, crops: Sequence[bytes], embeddings: bool = False) -> dic
         inputs = {"jpeg": np.array(group, object)}
         part = server.predict("jpeg", inputs)
         server.check("jpeg", part, len(group))
-        if not any(name == "age" or name.endswith("_probabilities") for name in part):
-            raise server.strange("jpeg", f"neither age nor probabilities; received: {', '.join(part) or 'none'}")
+        if not any(name in ("age", "embedding") or name.endswith("_probabilities") for name in part):
+            raise server.strange(
+                "jpeg", f"neither age, probabilities nor embedding; received: {', '.join(part) or 'none'}"
+            )
         if embeddings:
             more = server.predict("jpeg_embeddings", inputs)
             server.check("jpeg_embeddings", more, len(group), ("embedding",))
@@ -332,7 +334,10 @@ def served_face(box, score: float, outputs: Mapping[str, np.ndarray]) -> FaceAtt
                 zip(map(str, outputs[f"{task}_classes"]), map(float, outputs[name]), strict=True)
             )
     age, spread = (None if outputs.get(name) is None else float(outputs[name]) for name in ("age", "age_spread"))
-    return FaceAttributes(tuple(map(float, box)), float(score), probabilities, age, spread, outputs.get("embedding"))
+    embedding = outputs.get("embedding")
+    if embedding is not None:
+        embedding = embedding / np.linalg.norm(embedding)  # several shots may have been averaged
+    return FaceAttributes(tuple(map(float, box)), float(score), probabilities, age, spread, embedding)
 
 
 class RemotePredictor(Predictor):

@@ -94,8 +94,9 @@ def export_saved_model(run: Run, folder: str | Path, bfloat16: bool = False) -> 
     images = tf.TensorSpec((None, None, None, 3), tf.uint8, name="images")
     jpeg = tf.TensorSpec((None,), tf.string, name="jpeg")
     query = tf.TensorSpec((None,), tf.string, name="query")
-    archive.add_endpoint("serving_default", lambda images: _answer(forward(resized(images)), recipe), [images])
-    archive.add_endpoint("jpeg", lambda jpeg: _answer(forward(decoded(jpeg)), recipe), [jpeg])
+    own = bool(card["embedding"] and card["embedding"]["learnt"])
+    archive.add_endpoint("serving_default", lambda images: _answer(forward(resized(images)), recipe, own), [images])
+    archive.add_endpoint("jpeg", lambda jpeg: _answer(forward(decoded(jpeg)), recipe, own), [jpeg])
     if card["embedding"]:
         archive.add_endpoint("embeddings", lambda images: _embedding(forward(resized(images))), [images])
         archive.add_endpoint("jpeg_embeddings", lambda jpeg: _embedding(forward(decoded(jpeg))), [jpeg])
@@ -153,8 +154,8 @@ def _with_embedding(model: keras.Model) -> tuple[keras.Model, dict | None]:
     """The model with its embedding as one more output, and what the embedding is; without one as it was, and None."""
     for layer in (model.get_layer(name) for name in EMBEDDING_LAYERS if name in {one.name for one in model.layers}):
         if len(layer.output.shape) == 2:
-            about = {"layer": layer.name, "width": layer.output.shape[1]}
-            return keras.Model(model.input, {**model.output, "embedding": layer.output}, name=model.name), about
+            about = {"layer": layer.name, "width": layer.output.shape[1], "learnt": "embedding" in model.output}
+            return keras.Model(model.input, {"embedding": layer.output, **model.output}, name=model.name), about
     return model, None
 
 
@@ -190,12 +191,13 @@ def _embedding(outputs: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
     return {"embedding": tf.math.l2_normalize(tf.cast(outputs["embedding"], tf.float32), axis=1)}
 
 
-def _answer(outputs: dict[str, tf.Tensor], recipe: Recipe) -> dict[str, tf.Tensor]:
+def _answer(outputs: dict[str, tf.Tensor], recipe: Recipe, own: bool = False) -> dict[str, tf.Tensor]:
     answer = {}
     learnt = [task for task in recipe.tasks() if task.is_attribute]
     for task in learnt:
         answer.update(_named(task, outputs[task.name]))
-    return answer if len(learnt) == len(recipe.tasks()) else {**answer, **_embedding(outputs)}
+    # What tells people apart answers with that; others have a signature for what lies below their heads.
+    return {**answer, **_embedding(outputs)} if own or len(learnt) < len(recipe.tasks()) else answer
 
 
 def _named(task: Task, output: tf.Tensor) -> dict[str, tf.Tensor]:

@@ -44,13 +44,23 @@ def export_onnx(run: Run, file: str | Path) -> Path:
     recipe = run.recipe()
     network, card = export.network_and_card(run)
     function = tf.function(export.numbers_of(optimize.fold(network), recipe))
-    model, _ = tf2onnx.convert.from_function(function, [export.image_spec(recipe)])
+    handlers = {"Erfc": (_erfc, [])}
+    model, _ = tf2onnx.convert.from_function(function, [export.image_spec(recipe)], custom_op_handlers=handlers)
     onnx.helper.set_model_props(model, {"tfface": json.dumps(card)})
     onnx.checker.check_model(model)
     with files.written_aside(file) as aside:
         onnx.save(model, str(aside))
         export.require_parity(network, recipe, load_onnx(aside), str(file), TOLERANCE)
     return Path(file)
+
+
+def _erfc(graph, node, name, arguments) -> None:
+    """1 - Erf: ONNX has no Erfc, by which TensorFlow computes the exact GELU of paper 1."""
+    source, made, shapes, dtypes = node.input[0], node.output[0], node.output_shapes, node.output_dtypes
+    graph.remove_node(name)
+    one = graph.make_const(f"{name}_one", np.array(1, "float32")).output[0]
+    erf = graph.make_node("Erf", [source]).output[0]
+    graph.make_node("Sub", [one, erf], name=name, outputs=[made], shapes=shapes, dtypes=dtypes)
 
 
 def load_onnx(file: str | Path):

@@ -15,6 +15,7 @@ import numpy as np
 
 from tfface import files
 from tfface.errors import UserError
+from tfface.models.saved import copy_weights
 
 NOTE = 1000  # bytes that each process says to the others at a time
 
@@ -52,7 +53,7 @@ class Devices:
         if self.count == 1:
             return model
         copy = keras.models.clone_model(model)
-        copy.set_weights(model.get_weights())
+        copy_weights(model, copy)
         return copy
 
     @contextlib.contextmanager

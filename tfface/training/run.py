@@ -21,7 +21,7 @@ import numpy as np
 
 from tfface import files
 from tfface.errors import UserError
-from tfface.models.saved import load_saved
+from tfface.models.saved import in_float32, load_saved
 from tfface.packages import installed_version
 from tfface.recipes import RECIPES, Recipe
 
@@ -165,8 +165,11 @@ class Run:
         # `model.variables` holds the states of the random generators too, so dropout goes on where it stopped.
         return [*model.variables, *model.optimizer.variables]
 
-    def model(self) -> keras.Model:
+    def model(self, float32: bool = True) -> keras.Model:
         """The whole trained network, from pixels to outputs: where a part was frozen, with the trained part read in.
+
+        Args:
+            float32: let it compute in float32, whatever precision it was trained in (its weights are float32 anyway).
 
         Raises:
             UserError: training has not kept a model yet, or the file is damaged.
@@ -175,7 +178,8 @@ class Run:
         if not self.trained_file.exists():
             raise UserError(f"{self.folder} holds no trained model yet. Train it: `tfface train {recipe.name}`.")
         if not recipe.train_from:  # the file is the whole network: nothing else is needed, no pretrained file either
-            return load_saved(self.trained_file)
+            model = load_saved(self.trained_file)
+            return in_float32(model) if float32 else model
         model = recipe.model()
         read_trained(model, self.trained_file)
         return model

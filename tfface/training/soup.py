@@ -19,7 +19,7 @@ from tfface import files
 from tfface.data import pipeline
 from tfface.errors import UserError
 from tfface.labels import age_bin
-from tfface.models.saved import load_saved
+from tfface.models.saved import in_float32, load_saved
 from tfface.tasks import Task, bins_of
 from tfface.training.features import outputs_of
 from tfface.training.run import Run, put_trained
@@ -63,7 +63,8 @@ def soup(
         if not run.done:
             run.config()  # says that there is no run, where that is so
             raise UserError(f"{run.folder} is not finished: train it to its end first.")
-    recipes, parts = [run.recipe() for run in runs], [load_saved(run.trained_file) for run in runs]
+    recipes = [run.recipe() for run in runs]
+    parts = [in_float32(load_saved(run.trained_file)) for run in runs]
     shapes = [[(weight.path, tuple(weight.shape)) for weight in part.weights] for part in parts]
     for run, recipe, other in zip(runs, recipes, shapes, strict=True):
         if other != shapes[0] or recipe.train_from != recipes[0].train_from:
