@@ -187,6 +187,14 @@ def test_scripts_and_builders_named_are_there():
         assert not name.startswith(("benchmarks", "scripts", "datasets")) or (ROOT / name).exists(), command
 
 
+def test_builds_by_tfds_name_a_config_where_there_are_several():
+    """Without one TFDS builds all of them."""
+    for command in commands("tfds build"):
+        folder = ROOT / command.split()[2]
+        source = next(folder.glob("*_dataset_builder.py")).read_text()
+        assert "--config" in command or "BUILDER_CONFIGS" not in source, command
+
+
 def test_every_part_of_the_package_has_its_api_page():
     shown = {name for page in PAGES.values() for name in re.findall(r"^::: tfface\.(\w+)$", page, re.M)}
     parts = {

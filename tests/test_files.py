@@ -23,6 +23,19 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
+def test_a_long_name_is_written_too(tmp_path):
+    place = tmp_path / ("顔" * 78 + ".jpg")  # 238 bytes
+    for text in ("first", "second"):
+        with files.written_aside(place) as aside:
+            aside.write_text(text)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["second"]
+    with (
+        pytest.raises(UserError, match="longer than the 255 bytes"),
+        files.written_aside(tmp_path / ("x" * 300)) as aside,
+    ):
+        aside.write_text("more than a file system takes")
+
+
 def test_a_folder_replaces_a_folder(tmp_path):
     target = tmp_path / "model"
     for content in ("first", "second"):

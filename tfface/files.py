@@ -14,6 +14,9 @@ from pathlib import Path
 
 from tfface.errors import UserError
 
+LONGEST_NAME = 200
+"""Bytes of a file's name up to which what is written aside bears it; file systems take 255."""
+
 
 def home() -> Path:
     """Folder for fetched weights and cached features: `$TFFACE_HOME`, else `~/.cache/tfface`."""
@@ -33,9 +36,14 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     if path.name in ("", ".."):
         raise UserError(f"{path} names no file or folder of its own to write. Name a new one.")
+    if len(os.fsencode(path.name)) > 255:
+        raise UserError(f"{path} cannot be written: its name is longer than the 255 bytes that file systems take.")
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(f"{path} is a pipe or a device, which a file would replace. Name a file.")
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
+    name = path.name
+    if len(os.fsencode(name)) > LONGEST_NAME:  # with what is added it would be longer than file systems take
+        name = hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()
+    aside = path.with_name(f".{name}.{os.getpid()}.part{path.suffix}")
     ours = True
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +51,7 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         yield aside
         ours = True
         if path.is_dir() and aside.is_dir():
-            old = path.with_name(f".{path.name}.{os.getpid()}.old")
+            old = path.with_name(f".{name}.{os.getpid()}.old")
             path.rename(old)
             aside.rename(path)
             shutil.rmtree(old)

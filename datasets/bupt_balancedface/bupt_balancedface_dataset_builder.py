@@ -229,7 +229,7 @@ class Builder(aligned.AlignableBuilder):
             yield (
                 digest,
                 {
-                    "image": photo.path,  # its bytes are written as they are
+                    "image": originals.content(photo.path),
                     "race": photo.labels,
                     "identity": photo.path.parent.name,
                     "key": photo.name,

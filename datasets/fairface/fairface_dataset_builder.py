@@ -262,7 +262,7 @@ class Builder(aligned.AlignableBuilder):
             yield (
                 digest,
                 {
-                    "image": photo.path,  # its bytes are written as they are
+                    "image": originals.content(photo.path),
                     **rows[photo.name]._asdict(),
                     "key": photo.name,
                 },

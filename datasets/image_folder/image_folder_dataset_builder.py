@@ -91,7 +91,7 @@ def perceptual_hashes(photos: list[originals.Photo]) -> np.ndarray:
     """`(n, 2, 256)` bool: hashes of each photo and of its mirror image."""
 
     def both(photo):
-        image = originals.decode(photo.path.read_bytes()).numpy()
+        image = originals.pixels(photo.path)
         return [near_copies.perceptual_hash(view) for view in (image, image[:, ::-1])]
 
     with concurrent.futures.ThreadPoolExecutor() as pool:
@@ -226,4 +226,4 @@ class Builder(aligned.AlignableBuilder):
 
     def _generate_examples(self, images):
         for digest, photo in images.items():
-            yield digest, {"image": photo.path, "label": photo.labels, "key": photo.name}
+            yield digest, {"image": originals.content(photo.path), "label": photo.labels, "key": photo.name}

@@ -26,6 +26,9 @@ NAME = re.compile(r"(?P<age>\d{1,3})_(?P<gender>[01])_(?P<race>[0-4])_\d+\.(jpe?
 SUFFIXES = (".jpg", ".jpeg", ".png")
 """What files of photos end in, in any case of the letters."""
 
+CHIP = ".chip.jpg"
+"""What the name of a face that was cut out ends in."""
+
 TYPOS = {
     "24_0_1_20170116220224657 .jpg.chip.jpg": "24_0_1_20170116220224657.jpg.chip.jpg",
     "55_0_0_20170116232725357jpg.chip.jpg": "55_0_0_20170116232725357.jpg.chip.jpg",
@@ -95,8 +98,13 @@ def scan(folder: Path) -> tuple[dict[str, originals.Photo], dict[str, list]]:
             f"no photo of UTKFace in {folder}: expected names like 26_0_1_20170117195838909.jpg.chip.jpg "
             f"(age_gender_race_datetime), found {received}; give {FOLDER} or its parent as manual_dir"
         )
-    images, left_out = originals.distinct(photo for photo in photos if photo.labels)
-    left_out = {"malformed": [photo.name for photo in photos if not photo.labels], **left_out}
+    # A photo and the face cut out of it differ in their bytes, and would be split apart: the face is kept.
+    cut = {TYPOS.get(path.name, path.name).removesuffix(CHIP) for path in paths if path.name.endswith(CHIP)}
+    twins = [path.name for path in paths if not path.name.endswith(CHIP) and path.name in cut]
+    wanted = (photo for photo in photos if photo.labels and not (photo.name in cut and not photo.name.endswith(CHIP)))
+    images, left_out = originals.distinct(wanted)
+    malformed = [photo.name for photo in photos if not photo.labels]
+    left_out = {"malformed": malformed, "uncropped_twins": twins, **left_out}
     originals.log_left_out("UTKFace", len(images), left_out)
     return images, left_out
 
@@ -146,5 +154,5 @@ class Builder(aligned.AlignableBuilder):
     def _generate_examples(self, images):
         for digest, photo in images.items():
             age, gender, race = photo.labels
-            image = photo.path  # its bytes are written as they are
+            image = originals.content(photo.path)
             yield digest, {"image": image, "age": age, "gender": gender, "race": race, "key": photo.name}

@@ -87,6 +87,7 @@ def test_left_out_files_are_named_and_in_no_split(tmp_path):
     left_out = builder.info.metadata["left_out"]
     assert left_out == {
         "malformed": ["61_1_20170109142408075.jpg.chip.jpg"],
+        "uncropped_twins": [],
         "undecodable": ["28_0_0_20170101000000013.jpg.chip.jpg"],
         "copies": [["40_0_3_20170101000000007.jpg.chip.jpg", "40_0_3_20170101000000008.jpg.chip.jpg"]],
         "conflicting": [
@@ -103,6 +104,16 @@ def test_left_out_files_are_named_and_in_no_split(tmp_path):
         left_out["copies"][0][1],
         *itertools.chain(*left_out["conflicting"]),
     }
+
+
+def test_a_photo_does_not_stand_beside_the_face_that_was_cut_out_of_it(tmp_path):
+    (tmp_path / "UTKFace").mkdir()
+    rng = np.random.default_rng(0)
+    for name in ("30_0_0_1.jpg.chip.jpg", "30_0_0_1.jpg", "40_1_2_2.jpg"):
+        cv2.imwrite(str(tmp_path / "UTKFace" / name), rng.integers(0, 256, (8, 8, 3), np.uint8))
+    images, left_out = utkface.scan(tmp_path)
+    assert {photo.name for photo in images.values()} == {"30_0_0_1.jpg.chip.jpg", "40_1_2_2.jpg"}
+    assert left_out["uncropped_twins"] == ["30_0_0_1.jpg"]
 
 
 def test_photos_have_any_suffix_and_links_to_nothing_are_named(tmp_path):

@@ -6,8 +6,10 @@ import cv2
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from tfface.data import originals
+from tfface.faces.photos import read_photo
 
 
 @pytest.fixture
@@ -69,3 +71,28 @@ def test_a_truncated_file_is_refused(photos):
 
 def test_pictures_without_faces_have_no_landmarks(photos):
     assert originals.typical_landmarks([photos[0], photos[2]]) is None
+
+
+def test_what_decoders_read_otherwise_is_stored_upright_and_plain(tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "plain.jpg")
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    picture.save(tmp_path / "film.gif", save_all=True, append_images=[picture])
+    picture.putalpha(100)
+    picture.save(tmp_path / "glass.png")
+    assert originals.content(tmp_path / "plain.jpg") == tmp_path / "plain.jpg"  # as it is
+    for name in ("turned.jpg", "film.gif", "glass.png"):
+        stored = originals.content(tmp_path / name)
+        assert isinstance(stored, bytes)
+        np.testing.assert_array_equal(originals.decode(stored), read_photo(tmp_path / name))
+        np.testing.assert_array_equal(originals.pixels(tmp_path / name), read_photo(tmp_path / name))
+    assert originals.pixels(tmp_path / "turned.jpg").shape == (12, 8, 3)
+
+
+def test_hidden_folders_are_passed_over(tmp_path):
+    for place in ("a/b.jpg", "a/.thumbnails/b.jpg", ".c.jpg"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    assert originals.files_below(tmp_path) == [tmp_path / "a" / "b.jpg"]

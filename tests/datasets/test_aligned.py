@@ -136,6 +136,24 @@ def test_photos_without_a_face_are_cut_at_the_centre_or_stop_the_build(photos, p
     assert metadata["left_out"]["no_face"] == []
 
 
+def test_a_detector_that_is_not_there_is_said_at_once(photos, tmp_path, capsys):
+    assert build(photos, tmp_path, "--align", "margin", "--detector", "nosuch", "--workers", "2") == 2
+    assert "nosuch" in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def test_a_class_without_a_face_is_not_lost_in_silence(samples, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    for name in ("cars", "women"):
+        (tmp_path / "in" / name).mkdir(parents=True)
+    for number, path in enumerate(sorted((samples / "men_women" / "women").glob("*.jpg"))[:12]):
+        shutil.copy(path, tmp_path / "in" / "women")
+        noise = rng.integers(0, 256, (160, 160, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "in" / "cars" / f"{number}.png")
+    assert build(tmp_path / "in", tmp_path / "data", "--align", "margin", data="image_folder/in") == 2
+    assert "no face was found in any photo of cars in the split" in capsys.readouterr().err
+    assert not list((tmp_path / "data").rglob("*.tfrecord*"))
+
+
 def test_images_of_lfw_are_aligned_without_a_gap(samples, tmp_path, capsys):
     manual = tmp_path / "manual"
     manual.mkdir()

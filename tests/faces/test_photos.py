@@ -1,6 +1,7 @@
 """Reading photos: every kind comes out upright, RGB and 8 bits, or is refused in one line."""
 
 import io
+import struct
 
 import cv2
 import numpy as np
@@ -91,6 +92,27 @@ def test_exif_orientation_is_applied(orientation, shape, red):
     photo = read_photo(encoded(corners(), "PNG", exif=exif))
     assert photo.shape[:2] == shape
     assert tuple(photo[red]) == RED
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        (0x011A, 2, 6, b"72/1\0\0"),  # a resolution as text
+        (0x010F, 5, 1, struct.pack(">II", 1, 2)),  # a maker as a fraction
+        (0x011A, 9, 1, struct.pack(">i", -72)),  # a resolution below nothing
+    ],
+)
+def test_odd_exif_says_nothing_of_the_pixels(field):
+    """Beside an orientation; a rewriting of all fields ends in an error of Pillow's."""
+    table, beyond = b"", b""
+    for tag, kind, count, value in sorted([(0x0112, 3, 1, struct.pack(">H", 6)), field]):
+        if len(value) > 4:
+            value, beyond = struct.pack(">I", 8 + 2 + 2 * 12 + 4 + len(beyond)), beyond + value
+        table += struct.pack(">HHI", tag, kind, count) + value.ljust(4, b"\0")
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", 2) + table + b"\0\0\0\0" + beyond
+    data = encoded(corners(), "JPEG", quality=95, subsampling=0)
+    turned = read_photo(data[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + data[2:])
+    np.testing.assert_array_equal(turned, np.rot90(read_photo(data), -1))
 
 
 def test_first_frame_of_an_animation(samples):

@@ -105,6 +105,18 @@ def test_crops_keep_the_folders_and_have_eyes_nose_and_mouth_where_they_belong(p
     assert crops.encode(crop) == (to / "b" / "2.jpg").read_bytes()
 
 
+def test_names_that_would_be_one_are_kept_apart(detector, tmp_path, photos):
+    names = ("a.jpg", "a.JPG", "b.png", "b.png.jpg")
+    (tmp_path / "in").mkdir()
+    for name in names:
+        picture = read_photo(photos / "group.jpg")
+        Image.fromarray(picture).save(tmp_path / "in" / name, "PNG")
+    assert prepare.align_photos([tmp_path / "in"], "margin", faces="largest", to=tmp_path / "out") == 0
+    crops = [line["faces"][0]["crop"] for line in lines_of(tmp_path / "out").values()]
+    assert len(set(crops)) == len(names)
+    assert all((tmp_path / "out" / crop).exists() for crop in crops)
+
+
 def test_all_faces_of_several_folders_collide_nowhere(photos, detector, tmp_path):
     shutil.copy(photos / "group.jpg", photos / "a" / "group.jpg")
     to = tmp_path / "aligned"
@@ -180,6 +192,30 @@ def test_a_photo_that_was_changed_is_done_again(photos, detector, tmp_path):
     assert detector == [2]
     assert (to / "a" / "broken.jpg-0.jpg").read_bytes() == (to / "a" / "1.jpg-0.jpg").read_bytes()
     assert [path.name for path in to.glob("group*")] == ["group.jpg-0.jpg"]
+
+
+def test_a_photo_that_could_not_be_opened_is_tried_again(photos, detector, tmp_path, monkeypatch):
+    one, read = photos / "group.jpg", prepare.read_photo
+
+    def forbidden(path):
+        raise UserError(f"cannot read photo {path}: Permission denied") from PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(prepare, "read_photo", forbidden)
+    assert prepare.detect_photos([one], to=tmp_path / "out") == 2
+    monkeypatch.setattr(prepare, "read_photo", read)
+    assert prepare.detect_photos([one], to=tmp_path / "out") == 0
+    assert lines_of(tmp_path / "out")[str(one)]["faces"]
+
+
+def test_the_picture_of_a_photo_that_was_changed_goes(photos, detector, tmp_path):
+    one = tmp_path / "in" / "x.png"
+    one.parent.mkdir()
+    Image.fromarray(read_photo(photos / "group.jpg")).save(one)
+    assert prepare.detect_photos([one], out=("json", "picture"), to=tmp_path / "out") == 0
+    assert (tmp_path / "out" / "x.png.jpg").exists()
+    Image.fromarray(np.full((90, 120, 3), 127, "uint8")).save(one)
+    prepare.detect_photos([one], out=("json", "picture"), to=tmp_path / "out")
+    assert not (tmp_path / "out" / "x.png.jpg").exists()
 
 
 def test_other_settings_and_other_files_are_never_written_over(photos, detector, tmp_path):

@@ -223,6 +223,22 @@ def test_a_video_without_a_frame_is_said_to_be_damaged(shots, clip, tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
+def test_a_stream_ends_in_time_though_no_frame_comes(shots, clip, tmp_path, monkeypatch, capsys):
+    def nothing(self):
+        while not self.frames.closed:
+            time.sleep(0.05)
+        return iter(())
+
+    monkeypatch.setattr(Source, "__iter__", nothing)
+    monkeypatch.setattr(module, "ShotPredictor", lambda *_, **__: contextlib.nullcontext(shots))
+    begun = time.monotonic()
+    words = ["--save", str(tmp_path / "out.mp4"), "--seconds", "0.5", "--loop"]
+    assert cli.main(["stream", "--source", str(clip), *words]) == 2
+    assert time.monotonic() - begun < 60
+    assert f"No frame came: {tmp_path / 'out.mp4'} was not written" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_bad_words_are_one_line(clip, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     for words, said in (

@@ -223,6 +223,24 @@ def test_photos_of_one_name_keep_a_picture_each(tiny_run, group, tmp_path, capsy
     assert pictures == ["one/a-faces.jpg", "two/a-faces.jpg", "two/a.png-faces.jpg"]
 
 
+def test_photos_below_the_folder_of_the_results_are_not_passed_over_in_silence(group, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in").mkdir()
+    Image.open(group[0]).save(tmp_path / "in" / "a.jpg")
+    (tmp_path / "predictions.json").write_text("an earlier one")
+    for to in (".", "in"):
+        assert cli.main(["predict", "in", "--out", "json", "--to", to]) == 2
+        assert "in lies in the folder of the results" in capsys.readouterr().err
+    assert (tmp_path / "predictions.json").read_text() == "an earlier one"
+
+
+def test_pictures_of_names_that_would_be_one_are_kept_apart():
+    from tfface.serving.predict import _picture_name
+
+    names = ("a.jpg", "a.JPG", "b.png", "b.png.jpg")
+    assert len({_picture_name(Path("in") / name, "in") for name in names}) == len(names)
+
+
 def test_no_face_is_exit_code_one(tiny_run, tmp_path):
     Image.fromarray(np.full((90, 120, 3), 127, "uint8")).save(tmp_path / "blank.png")
     words = ["predict", str(tmp_path / "blank.png"), "--model", str(tiny_run.folder), "--to", str(tmp_path / "out")]

@@ -22,6 +22,7 @@ import dataclasses
 import re
 import sys
 import threading
+from collections import Counter
 from collections.abc import Iterable
 
 import tensorflow_datasets as tfds
@@ -30,7 +31,8 @@ from etils import epath
 from tqdm import tqdm
 
 from tfface.errors import UserError
-from tfface.faces.crops import DETECTOR_OF, Alignment
+from tfface.faces.crops import DETECTOR_OF, MIN_FACE_SIZE, Alignment
+from tfface.faces.detect import load_detector
 
 NO_FACE = ("skip", "centre", "error")
 
@@ -147,6 +149,7 @@ class AlignableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         from tfface.data.alignment_pipeline import AlignedSplit  # Beam takes seconds to import
 
         alignment = Alignment(config.align, config.size)
+        load_detector(config.detector, min_face_size=MIN_FACE_SIZE)  # what is wrong is said here, not by workers
         self.info.metadata["landmarks"] = alignment.landmarks
         if alignment.stretch != 1:
             self.info.metadata["stretch"] = alignment.stretch
@@ -183,6 +186,7 @@ class AlignableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                     f"no face was found in any of the {len(split)} photos of the split {name} of "
                     f"{self.info.full_name}; nothing was built: choose --no-face centre, or another --detector"
                 )
+        self._check_classes(found)
         left_out = {"undecodable": broken, "no_face": without if config.no_face == "skip" else []}
         before = self.info.metadata.get("left_out", {})
         self.info.metadata["left_out"] = before | {
@@ -191,3 +195,33 @@ class AlignableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         if config.no_face == "centre":
             self.info.metadata["cut_at_centre"] = without
         self._found.rmtree()
+
+    def _check_classes(self, found: dict[str, list[dict]]) -> None:
+        """Count what is left of each class; name the people of whom nothing is.
+
+        Args:
+            found: split -> what was found in its photos.
+
+        Raises:
+            UserError: a class has lost all its photos of a split.
+        """
+        kept = self.builder_config.no_face == "centre"
+        vanished = set()
+        for split, lines in found.items():
+            left = [line for line in lines if "error" not in line and (line["face"] or kept)]
+            if lost := {line["label"] for line in lines if "label" in line} - {line.get("label") for line in left}:
+                raise UserError(
+                    f"no face was found in any photo of {', '.join(sorted(lost))} in the split {split} of "
+                    f"{self.info.full_name}; nothing was built: choose --no-face centre, or another --detector"
+                )
+            if counts := Counter(line["label"] for line in left if "label" in line):
+                by_class = ", ".join(f"{name} {number:,}" for name, number in sorted(counts.items()))
+                tqdm.write(f"{self.info.full_name}: with a face: {split} {counts.total():,} ({by_class})")
+            people = [{line["identity"] for line in part if "identity" in line} for part in (lines, left)]
+            vanished |= people[0] - people[1]
+        if vanished:
+            logging.warning(
+                "%s: %d people without a photo in which a face was found: %s%s",
+                self.info.full_name, len(vanished), ", ".join(sorted(vanished)[:5]), ", ..." * (len(vanished) > 5),
+            )  # fmt: skip
+            self.info.metadata["without_images"] = sorted(vanished)

@@ -108,6 +108,7 @@ class _Align(beam.DoFn):
         lines = []
         for (key, example), photo in zip(examples, photos, strict=True):
             line = {"name": str(example.get("key", key))}
+            line |= {name: str(example[name]) for name in ("label", "identity") if name in example}
             if isinstance(photo, UserError):
                 line["error"] = str(photo)
             else:

@@ -16,11 +16,14 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 from absl import logging
+from PIL import Image
 from tqdm import tqdm
 
 from tfface.data.pipeline import in_groups
 from tfface.errors import UserError
+from tfface.faces.crops import encode
 from tfface.faces.detect import load_detector
+from tfface.faces.photos import orientation, read_photo
 
 MEASURED = 200
 """Photos whose landmarks are measured. The median of 500 lies within 0.01 of it."""
@@ -62,7 +65,11 @@ def is_file(path: Path) -> bool:
 
 def files_below(folder: Path, pattern: str = "**/*") -> list[Path]:
     """Files of a folder, sorted, hidden ones aside: at any depth, or those that a glob names."""
-    return sorted(path for path in folder.glob(pattern) if is_file(path) and not path.name.startswith("."))
+    return sorted(
+        path
+        for path in folder.glob(pattern)
+        if is_file(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
 
 
 def fraction(digest: str) -> float:
@@ -124,6 +131,31 @@ def decode(content: bytes) -> tf.Tensor:
     return tf.io.decode_image(content, channels=3, expand_animations=False)
 
 
+def content(path: Path) -> Path | bytes:
+    """A file as a builder stores it: as it is where every decoder reads it alike, else as `read_photo` does, as PNG.
+
+    Training's decoder knows neither EXIF's orientation nor what lies under transparent pixels, and TFDS's takes a GIF
+    for a film.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            known = image.format in ("JPEG", "MPO", "PNG", "BMP")
+            if known and orientation(image) == 1 and not image.has_transparency_data:
+                return path
+    except Exception:  # what Pillow cannot open
+        pass
+    return encode(read_photo(path), ".png")
+
+
+def pixels(path: Path) -> np.ndarray:
+    """What is learnt of a file: `(height, width, 3)` uint8, RGB."""
+    stored = content(path)
+    return decode(stored if isinstance(stored, bytes) else stored.read_bytes()).numpy()
+
+
 def _digest(path: Path) -> str | None:
     """SHA-256 of a file, None where it cannot be read or is not a whole image."""
     try:
@@ -149,7 +181,7 @@ def typical_landmarks(photos: Sequence[Photo], seed: int = 0) -> list[list[float
     chosen = np.random.default_rng(seed).permutation(len(photos))[:MEASURED]
     found = []
     for group in in_groups(tqdm(chosen, desc="Measuring faces", unit=" files", leave=False), 32):
-        images = [decode(photos[index].path.read_bytes()).numpy() for index in group]
+        images = [pixels(photos[index].path) for index in group]
         for image, faces in zip(images, detect(images), strict=True):
             if len(faces):
                 found.append(faces.landmarks[0] / (image.shape[1], image.shape[0]))

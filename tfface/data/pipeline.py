@@ -163,6 +163,8 @@ def build_command(data: str) -> str:
     base, align, size, detector, centre = found.groups() if found else (config, None, None, None, None)
     words = ["tfface build", f"{name}/{base}" if base else name]
     words += [f"--align {align}"] * bool(align) + [f"--size {size}"] * bool(size)
+    if detector:  # in a config's name the colon of "dlib:68-point" is an underscore
+        detector = re.sub(r"^(dlib|yolo)_", r"\1:", detector)
     words += [f"--detector {detector}"] * bool(detector) + ["--no-face centre"] * bool(centre)
     return " ".join(words + ["--manual-dir FOLDER"] * (name != "synthetic_faces"))
 

@@ -174,7 +174,14 @@ def main_face(faces: Faces, shape: Sequence[int]) -> int:
     return int(np.argmax(sides.prod(axis=1) - 2 * (offsets**2).sum(axis=1)))
 
 
-def encode(image: np.ndarray, suffix: str = ".jpg") -> bytes:
-    """A picture (height, width, 3), uint8, RGB, as the bytes of a file: ".png", or ".jpg" at quality 95."""
-    _, data = cv2.imencode(suffix, image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+def encode(image: np.ndarray, suffix: str = ".jpg", quality: int = JPEG_QUALITY) -> bytes:
+    """A picture (height, width, 3), uint8, RGB, as the bytes of a file: ".png", or ".jpg" at `quality`, 1 to 100.
+
+    Raises:
+        UserError: the kind of file does not take its size, as JPEG above 65,500 pixels a side.
+    """
+    done, data = cv2.imencode(suffix, image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    if not done:
+        height, width = image.shape[:2]
+        raise UserError(f"a picture of {width} x {height} pixels cannot be written as {suffix}; shrink the photo first")
     return data.tobytes()

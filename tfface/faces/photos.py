@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from tfface.errors import UserError
 
@@ -23,8 +23,19 @@ MAX_PIXELS = Image.MAX_IMAGE_PIXELS
 """Greatest width x height that `read_photo` decodes: 89,478,485 pixels, 268 MB as RGB. It is Pillow's own
 threshold of a decompression bomb; a photo 20,000 pixels wide may be 4,473 high."""
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error)
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, TypeError, AttributeError, struct.error)
 """What Pillow's decoders raise on a damaged file."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF orientation -> what makes it upright."""
 
 
 def read_photo(source: str | os.PathLike | bytes) -> np.ndarray:
@@ -55,13 +66,23 @@ def read_photo(source: str | os.PathLike | bytes) -> np.ndarray:
         with Image.open(io.BytesIO(data)) as image:
             _check_size(name, *image.size)
             image.load()
-            return np.ascontiguousarray(_as_rgb(name, ImageOps.exif_transpose(image)))
+            # Not by ImageOps.exif_transpose: it writes all EXIF fields anew, and stumbles over odd ones.
+            turn = _TURNS.get(orientation(image))
+            return np.ascontiguousarray(_as_rgb(name, image if turn is None else image.transpose(turn)))
     except UnidentifiedImageError as error:
         return _read_with_opencv(name, data, error)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UserError(f"photo {name} is too large: {error}; expected at most {MAX_PIXELS} pixels") from error
     except _BROKEN as error:
         raise UserError(f"photo {name} is damaged or truncated ({error}); copy it again or leave it out") from error
+
+
+def orientation(image: Image.Image) -> int:
+    """EXIF's orientation of a picture, 1 (upright) to 8; 1 where it has none, or EXIF that cannot be read."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # whatever is wrong with EXIF says nothing of the pixels
+        return 1
 
 
 def _check_size(name: str, width: int, height: int) -> None:
@@ -171,11 +192,20 @@ def usable_paths(paths: Iterable[str | os.PathLike], to: str | os.PathLike) -> t
             continue
         for match in map(os.fspath, matches):
             try:
+                if os.path.isdir(match) and _inside(match, to):
+                    raise UserError(
+                        f"{match} lies in the folder of the results, {to}, in which no photos are looked for; name "
+                        "another with --to"
+                    )
                 total += sum(1 for _ in photos_outside([match], to))
                 named.append(match)
             except UserError as error:
                 refused(match, error)
     return named, total, wrong
+
+
+def _inside(path: str, folder: str | os.PathLike) -> bool:
+    return os.path.join(os.path.abspath(path), "").startswith(os.path.join(os.path.abspath(folder), ""))
 
 
 def photos_outside(paths: Iterable[str], to: str | os.PathLike) -> Iterator[Path]:

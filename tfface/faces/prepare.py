@@ -25,7 +25,7 @@ from tfface.errors import UserError
 from tfface.faces.crops import DETECTOR_OF, MIN_FACE_SIZE, Alignment, describe, encode, main_face
 from tfface.faces.detect import Faces, load_detector
 from tfface.faces.draw import COLOURS, annotate
-from tfface.faces.photos import common_folder, counted, photos_outside, read_photo, usable_paths
+from tfface.faces.photos import SUFFIXES, common_folder, counted, photos_outside, read_photo, usable_paths
 
 LINES, SETTINGS = "faces.jsonl", "settings.json"
 """In the folder of the results: what was found, a line a photo; what the results were made with."""
@@ -227,6 +227,8 @@ def _prepare(
                     if isinstance(photo, UserError):
                         bar.write(f"tfface: {photo}", file=sys.stderr)
                         line["error"] = str(photo)
+                        if getattr(photo.__cause__, "errno", None):  # forbidden, or the disk away: not the file's fault
+                            line["retry"] = True
                     else:
                         line |= {"width": photo.shape[1], "height": photo.shape[0]}
                         said, outputs = results(photo, next(found), Path(path).relative_to(base).as_posix())
@@ -332,10 +334,13 @@ def _claim(to: Path, settings: dict) -> tuple[_Tally, set[int]]:
             except ValueError:  # cut off when the run was killed
                 continue
             stamp = _stamp(line["path"])
-            if stamp and stamp != {key: line.get(key) for key in stamp}:
+            if line.get("retry") or (stamp and stamp != {key: line.get(key) for key in stamp}):
                 for face in [line, *line.get("faces", [])]:
                     if "crop" in face:
                         (to / face["crop"]).unlink(missing_ok=True)
+                if settings["verb"] == "detect":
+                    drawn = _named(Path(os.path.relpath(line["path"], settings["below"])).as_posix(), ".jpg")
+                    (to / drawn).unlink(missing_ok=True)
                 continue
             kept.write(text)
             tally.add(line)
@@ -344,8 +349,13 @@ def _claim(to: Path, settings: dict) -> tuple[_Tally, set[int]]:
 
 
 def _named(name: str, suffix: str) -> str:
-    """A photo's name for the one picture made of it; its own suffix stays where it is another one."""
-    return name if Path(name).suffix.lower() == suffix else name + suffix
+    """A photo's name for the one picture made of it; its own suffix stays where it is another one.
+
+    "b.png.jpg" keeps its own too: "b.png" beside it becomes that.
+    """
+    path = Path(name)
+    alone = path.suffix.lower() == suffix and Path(path.stem).suffix.lower() not in SUFFIXES
+    return name if alone else name + suffix
 
 
 def _drawn(photo: np.ndarray, faces: Faces) -> np.ndarray:

@@ -199,6 +199,11 @@ def stream(
         running = Stream(opened, live, drop=not every_frame)
         stack.enter_context(_stopped_by_signals(running.stop))
         begun = logged = time.monotonic()
+        if seconds:  # also where no frame comes
+            timer = threading.Timer(seconds, running.stop)
+            timer.daemon = True
+            timer.start()
+            stack.callback(timer.cancel)
         failure = None
         try:
             for frame, faces in running.run():
@@ -207,8 +212,6 @@ def stream(
                 if now - logged > BETWEEN_LOGS:
                     say(f"{running.status()}  {running.queues()}")
                     logged = now
-                if seconds and now - begun > seconds:
-                    running.stop()
         except Exception as error:
             if not running.frames:
                 raise

@@ -40,10 +40,10 @@ def predict_photos(
     Raises:
         UserError: no such model or detector, or embeddings without JSON or of a model that has none.
     """
-    import cv2
     from tqdm import tqdm
 
     from tfface.data.pipeline import in_groups
+    from tfface.faces.crops import encode
     from tfface.faces.draw import annotate
     from tfface.faces.photos import common_folder, counted, photos_outside, read_photo, usable_paths
     from tfface.serving.predictor import Predictor
@@ -68,7 +68,10 @@ def predict_photos(
                 broken += 1
                 bar.write(f"tfface: {error}", file=sys.stderr)
 
-    below = common_folder(named) if named else ""
+    if not named:  # what an earlier run left stays
+        print(f"no photo to look at; nothing was written to {to}", flush=True)
+        return 2
+    below = common_folder(named)
     tables = [to / f"predictions.{kind}" for kind in ("json", "csv") if kind in out]
     replaced = [path.name for path in tables if path.exists()]
     with contextlib.ExitStack() as stack:
@@ -92,8 +95,7 @@ def predict_photos(
                     picture = annotate(photo, [face.box for face in faces], [face.caption() for face in faces])
                     with files.written_aside(to / _picture_name(path, below)) as aside:
                         # Not by imwrite: names that are no UTF-8 end the process in it, a full disk it does not tell.
-                        quality = [cv2.IMWRITE_JPEG_QUALITY, 92]
-                        aside.write_bytes(cv2.imencode(".jpg", picture[:, :, ::-1], quality)[1])
+                        aside.write_bytes(encode(picture, quality=92))
     broken += len(wrong)
     if replaced:
         print(f"tfface: {' and '.join(replaced)} of an earlier run in {to} replaced", file=sys.stderr)
@@ -105,8 +107,11 @@ def predict_photos(
 
 def _picture_name(path: Path, below: str) -> Path:
     """Below the folder of the results as the photo lies in the folders given; a name belongs to one photo only."""
+    from tfface.faces.photos import SUFFIXES
+
     name = Path(os.path.relpath(path, below))
-    return name.with_name(f"{name.stem if name.suffix.lower() == '.jpg' else name.name}-faces.jpg")
+    plain = name.suffix == ".jpg" and Path(name.stem).suffix.lower() not in SUFFIXES  # else another may have the stem
+    return name.with_name(f"{name.stem if plain else name.name}-faces.jpg")
 
 
 @contextlib.contextmanager
