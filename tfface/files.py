@@ -79,6 +79,8 @@ def written_aside(path: str | Path) -> Iterator[Path]:
 def held(folder: str | Path, option: str) -> Iterator[None]:
     """Keep other processes out of a folder of results, which is made unless it is there.
 
+    On file systems that know no locks of folders nothing is held.
+
     Args:
         folder: the folder.
         option: the command's option by which another folder is named.

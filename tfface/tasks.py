@@ -25,7 +25,8 @@ class Task:
         label: feature of the data set that is learnt; an integer in [0, len(targets)).
         classes: class names, in the order of the output's columns; empty for a number.
         targets: table of targets, `(number of label values, output width)` float32: one-hot or soft rows that sum
-            to 1 for classes, the number itself for a regression.
+            to 1 for classes, the number itself for a regression, the index itself for identities; no rows for an
+            embedding, which a teacher gives.
         loss: "crossentropy", "age_distribution" (see `tfface.losses`), "absolute" (mean absolute error, in years),
             "cosine" (1 minus the cosine of two vectors), or a Keras loss.
         weight: weight of the loss in the sum over tasks.
@@ -44,7 +45,7 @@ class Task:
 
     @property
     def width(self) -> int:
-        """Width of the output."""
+        """Width of a target: that of the output, but for identities, whose target is one index."""
         return self.targets.shape[1]
 
     @property

@@ -79,6 +79,8 @@ _STYLE = {
 
 
 def styled(draw):
+    """Let a function that makes a figure draw in the package's style."""
+
     @functools.wraps(draw)
     def drawn(*args, **settings) -> Figure:
         with matplotlib.rc_context(_STYLE):

@@ -1,1 +1,1 @@
-
+"""Faces in photos: read, find, align, cover, draw."""

@@ -1,8 +1,10 @@
 """Detectors: photos in, boxes, scores and landmarks out, whichever network does the work.
 
+```python
 detector = load_detector("mtcnn", min_face_size=40)
 for photo, faces in zip(photos, detector(photos)):
     ...faces.boxes, faces.scores, faces.landmarks
+```
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
 """Occluders onto faces: masks and things worn by the landmarks, and things anywhere at random (paper 5).
 
+```python
 occluders = load_occluders()
 occluded = occlude_training(crop, "0000045/001.jpg", epoch, seed, occluders)
 occluded.image, occluded.alpha, pattern(occluded.box, crop.shape[:2])
+```
 
 Every function is pure: it returns a new picture, and what it draws by chance comes from the generator it is given.
 `generator` makes one from a seed and a file's key, so a set is the same byte for byte in whatever order, on however

@@ -142,7 +142,8 @@ def paint(canvas, person, shot, centre, unit):
         unit: pixels between the irises of the frontal head.
 
     Returns:
-        landmarks (5, 2) float32 and box (x0, y0, x1, y1), pixels of the canvas.
+        `(landmarks, box)`: left eye, right eye, nose and mouth corners, (5, 2) float32, and x0, y0, x1, y1; pixels of
+        the canvas.
     """
     hair = person.hair
     rotation = _rotation(shot)

@@ -1,9 +1,11 @@
 """Detect, track, gather shots, average: one frame in, the faces that are tracked in it out, at once.
 
+```python
 with LiveFaces.load(detector="yolo") as live, Source("0") as source:
     for frame in source:
         for face in live(frame.image, frame.time):
             ...face.number, face.box, face.attributes
+```
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Paper 2: Residual Blocks-Based Convolutional Neural Network for Age, Gender, and Race Classification, on FairFace.
 
-    tfface build fairface --manual-dir FOLDER
+    tfface build fairface/padding025 --manual-dir FOLDER
     tfface reproduce multitask --device gpu                      # the paper's network
     tfface reproduce multitask --variant resnet34 --device gpu   # and its four baselines
     tfface reproduce multitask --variant gender --device gpu     # one task alone, for the gain of learning three

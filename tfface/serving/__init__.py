@@ -1,1 +1,1 @@
-
+"""Answers for new photos: prediction here, exported files, TensorFlow Serving's folder and its client."""
