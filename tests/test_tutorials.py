@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tfface import cli
+from tfface import cli, commands
 
 PAGES = Path(__file__).resolve().parent.parent / "docs" / "tutorials"
 
@@ -53,7 +53,8 @@ def folder(facenet, home, tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_own_folders(folder):
+def test_own_folders(folder, monkeypatch):
+    monkeypatch.setattr(commands, "export", lambda run, out: None)  # minutes of all tests: tests/serving
     follow("own_folders.md", folder)
     figures = json.loads((folder / "runs" / "people" / "seed-0" / "metrics.json").read_text())["test"]
     assert figures["tasks"]["label"]["accuracy"]["value"] > 0.7
