@@ -54,6 +54,7 @@ def crop_at_random(image, least: float, seed):
     return image[start[0] : start[0] + kept[0], start[1] : start[1] + kept[1]]
 
 
+@tf.autograph.experimental.do_not_convert  # what it calls is Python's own
 def occlude(image, key, epoch, seed: int, share: float, worn_masks: float = 0.0, landmarks=None):
     """Cover a face by one of tfface's occluders at random (paper 5, section 2.3), or leave it clean.
 
