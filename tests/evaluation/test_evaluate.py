@@ -226,7 +226,7 @@ def test_classes_are_those_of_the_network_by_their_names(monkeypatch):
     recipe = recipes.load("gender", settings=["label=label"]).changed(classes=("men", "women"))
     said = np.eye(2)[[0, 0, 1]]
 
-    def predicted(*names):
+    def predicted(*names, output="label"):
         data = {
             "open_dataset": lambda *_: SimpleNamespace(info=SimpleNamespace(full_name="other/1.0.0")),
             "class_names": lambda _: {"label": names},
@@ -235,7 +235,7 @@ def test_classes_are_those_of_the_network_by_their_names(monkeypatch):
         for name, value in data.items():
             monkeypatch.setattr(predictions.pipeline, name, value)
         monkeypatch.setattr(predictions, "outputs_of", lambda *_: {"label": said})
-        return predictions.predict_with(recipe, None, "test")
+        return predictions.predict_with(recipe, SimpleNamespace(output={output: None}), "test")
 
     assert predicted("men", "women").truth["label"].tolist() == [0, 0, 1]
     turned = predicted("women", "men")
@@ -244,3 +244,5 @@ def test_classes_are_those_of_the_network_by_their_names(monkeypatch):
     assert evaluate(turned)["tasks"]["label"]["accuracy"]["value"] == 0
     with pytest.raises(UserError, match=r"tells men, women apart\. Received: other/1\.0\.0 with female, male"):
         predicted("female", "male")
+    with pytest.raises(UserError, match=r"other/1\.0\.0 has labels for label, which this network does not tell"):
+        predicted("men", "women", output="gender")
