@@ -28,9 +28,21 @@ def main() -> None:
             extra_arguments=["--IPKernelApp.capture_fd_output=False"],  # start-up words of C++ libraries stay outside
         )
         client.execute()
+        drop_bars(notebook)
         with written_aside(path) as aside:
             nbformat.write(notebook, aside)
         print(f"{path}: {time.monotonic() - started:.0f} s", flush=True)
+
+
+def drop_bars(notebook: nbformat.NotebookNode) -> None:
+    """Take out what progress bars wrote over and over: in a file it stands line by line."""
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if output.get("name") != "stderr" or not (output.text.startswith("\r") or not output.text.strip())
+            ]
 
 
 if __name__ == "__main__":
