@@ -89,6 +89,7 @@ def test_the_whole_way_of_a_recipe_that_tells_people_apart(data_dir, tmp_path, m
     exported = []
     with monkeypatch.context() as patch:
         patch.setattr(commands, "export", lambda *folders: exported.append(folders))
+        patch.setattr(commands, "report", lambda *_: {})
         commands.reproduce(recipe, [0], tmp_path, data_dir=data_dir)
         assert exported == []
         (tmp_path / "seed-0" / "trained.keras").touch()
