@@ -101,8 +101,8 @@ def scan(folder: Path) -> tuple[dict[str, originals.Photo], dict[str, list]]:
     # A photo and the face cut out of it differ in their bytes, and would be split apart: the face is kept.
     cut = {TYPOS.get(path.name, path.name).removesuffix(CHIP) for path in paths if path.name.endswith(CHIP)}
     twins = [path.name for path in paths if not path.name.endswith(CHIP) and path.name in cut]
-    wanted = (photo for photo in photos if photo.labels and not (photo.name in cut and not photo.name.endswith(CHIP)))
-    images, left_out = originals.distinct(wanted)
+    beside = set(twins)
+    images, left_out = originals.distinct(photo for photo in photos if photo.labels and photo.name not in beside)
     malformed = [photo.name for photo in photos if not photo.labels]
     left_out = {"malformed": malformed, "uncropped_twins": twins, **left_out}
     originals.log_left_out("UTKFace", len(images), left_out)

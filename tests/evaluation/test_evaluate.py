@@ -228,7 +228,9 @@ def test_classes_are_those_of_the_network_by_their_names(monkeypatch):
 
     def predicted(*names, output="label"):
         data = {
-            "open_dataset": lambda *_: SimpleNamespace(info=SimpleNamespace(full_name="other/1.0.0")),
+            "open_dataset": lambda *_: SimpleNamespace(
+                info=SimpleNamespace(full_name="other/1.0.0", features={"label"})
+            ),
             "class_names": lambda _: {"label": names},
             "label_arrays": lambda *_: {"key": np.array(["a", "b", "c"]), "label": np.array([0, 0, 1])},
         }

@@ -15,6 +15,7 @@ from tfface.errors import UserError
 from tfface.evaluation.evaluate import Predictions
 from tfface.recipes.recipe import Recipe
 from tfface.tasks import Task, bins_of, years_of
+from tfface.training import batches
 from tfface.training.features import outputs_of
 from tfface.training.run import Run
 
@@ -123,14 +124,10 @@ def truth_of(
     classes = pipeline.class_names(builder)
     learnt = {task.label: task.classes for task in recipe.tasks()}
     recipe = recipe.adapted(classes)
+    batches.require_labels(recipe, builder, "tells")
     truth = pipeline.label_arrays(builder, split)
     tasks = []
     for task in recipe.tasks():
-        if task.is_attribute and task.label not in truth:
-            raise UserError(
-                f"The recipe {recipe.name} tells {task.label}, which {builder.info.full_name} does not hold. Name "
-                "another data set with --data."
-            )
         names, own = classes.get(task.label, ()), learnt.get(task.label, ())
         if len(names) == len(own) and names != own:
             if set(names) == set(own):  # in another order: that of the network counts

@@ -204,16 +204,16 @@ def usable_paths(paths: Iterable[str | os.PathLike], to: str | os.PathLike) -> t
     return named, total, wrong
 
 
-def _inside(path: str, folder: str | os.PathLike) -> bool:
+def _inside(path: str | os.PathLike, folder: str | os.PathLike) -> bool:
     return os.path.join(os.path.abspath(path), "").startswith(os.path.join(os.path.abspath(folder), ""))
 
 
 def photos_outside(paths: Iterable[str], to: str | os.PathLike) -> Iterator[Path]:
     """What `find_photos` gives, but for the pictures that an earlier run put into the folder of results `to`."""
     paths = [os.fspath(path) for path in paths]
-    own, asked = os.path.join(os.path.abspath(to), ""), set(paths)
+    asked = set(paths)
     for photo in find_photos(paths):
-        if not os.path.abspath(photo).startswith(own) or str(photo) in asked:
+        if not _inside(photo, to) or str(photo) in asked:
             yield photo
 
 

@@ -30,8 +30,13 @@ def copy_weights(model: keras.Model, copy: keras.Model) -> None:
     """Give a copy of a model, made by `keras.models.clone_model`, its weights, and what its layers work out of them."""
     copy.set_weights(model.get_weights())
     for layer in copy._flatten_layers():
-        if layer.variables and hasattr(layer, "finalize_state"):  # Normalization computes by copies of its weights
-            layer.finalize_state()
+        finalize(layer)
+
+
+def finalize(layer: keras.Layer) -> None:
+    """Let a layer work out anew what it computes by: Normalization keeps copies of its weights."""
+    if layer.variables and hasattr(layer, "finalize_state"):
+        layer.finalize_state()
 
 
 def in_float32(model: keras.Model) -> keras.Model:

@@ -31,9 +31,6 @@ class Recorder:
     Args:
         path: where; ends in .mp4 or .mkv.
         rate: frames a second that are expected; the encoder's guess of how many bits a frame may take.
-
-    Attributes:
-        frames: how many were written.
     """
 
     def __init__(self, path: str | Path, rate: float):
@@ -46,7 +43,6 @@ class Recorder:
         self._stream = None
         self._last = -1
         self._failure: Exception | None = None
-        self.frames = 0
 
     def write(self, image: np.ndarray, time: float) -> None:
         """Adds a frame.
@@ -71,7 +67,6 @@ class Recorder:
         self._last = max(self._last + 1, round(time * CLOCK))
         frame.pts, frame.time_base = self._last, Fraction(1, CLOCK)
         self._container.mux(self._stream.encode(frame))
-        self.frames += 1
 
     def close(self) -> None:
         """Writes what the encoder still holds."""
@@ -107,7 +102,7 @@ def recorder(path: str | Path, rate: float) -> Iterator[Recorder]:
             yield video
         finally:
             video.close()
-        if not video.frames:
+        if video._stream is None:
             raise UserError(f"No frame came: {path} was not written.")
 
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from tfface.errors import UserError
+from tfface.models.saved import finalize
 from tfface.pruning.channels import CONSUMER, PRODUCER
 from tfface.pruning.graph import ChannelGroup, Trace, calls, channel_groups, find_layers, graph_of, is_model
 from tfface.pruning.importance import choose, importance
@@ -207,5 +208,4 @@ class _Surgeon:
                     f"but the layer wants {tuple(new.shape)}: its rule must name every axis and setting that shrinks."
                 )
             new.assign(value)
-        if layer.variables and hasattr(layer, "finalize_state"):  # Normalization, which works by copies of them
-            self.copies[id(layer)].finalize_state()
+        finalize(self.copies[id(layer)])

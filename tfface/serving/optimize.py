@@ -13,6 +13,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
+from tfface.models.saved import finalize
 from tfface.pruning.graph import calls, graph_of, is_model
 
 KERNELS = {
@@ -89,8 +90,7 @@ def fold(model: keras.Model, bfloat16: bool = False) -> keras.Model:
         if id(layer) in folded:
             weights = _folded_weights(layer, folded[id(layer)])
         new.set_weights(weights)
-        if new.variables and hasattr(new, "finalize_state"):  # Normalization computes by copies of its weights
-            new.finalize_state()
+        finalize(new)
     return result
 
 

@@ -63,6 +63,26 @@ def partly_labelled(
     return any(not known.all() for *_, known in _looked_up(labelled, labels, taught, np.where))
 
 
+def require_labels(recipe: Recipe, builder, verb: str) -> None:
+    """Say that a data set lacks a label of a recipe's attributes.
+
+    Args:
+        recipe: the recipe, adapted to the data set.
+        builder: a prepared data set.
+        verb: what the recipe does with it, for the message.
+
+    Raises:
+        UserError: it does.
+    """
+    held = pipeline.label_names(builder)
+    for task in recipe.tasks():
+        if task.is_attribute and task.label not in held:
+            raise UserError(
+                f"The recipe {recipe.name} {verb} {task.label}, which {builder.info.full_name} does not hold. Name "
+                "another data set with --data."
+            )
+
+
 def check_labels(recipe: Recipe, builder) -> None:
     """Say before any work that a data set has not the labels that a recipe learns.
 
@@ -73,14 +93,10 @@ def check_labels(recipe: Recipe, builder) -> None:
     Raises:
         UserError: a label is absent, or its classes stand in another order than the network's outputs.
     """
+    require_labels(recipe, builder, "learns")
     classes = pipeline.class_names(builder)
     for task in recipe.tasks():
         names = classes.get(task.label, ())
-        if task.is_attribute and task.label not in pipeline.label_names(builder):
-            raise UserError(
-                f"The recipe {recipe.name} learns {task.label}, which {builder.info.full_name} does not hold. Name "
-                "another data set with --data."
-            )
         if names != task.classes and set(names) == set(task.classes):
             raise UserError(
                 f"{builder.info.full_name} has the classes of {task.label} in another order. Expected: "

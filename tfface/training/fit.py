@@ -189,6 +189,7 @@ def prepared(
         "train": (pipeline.with_extra(builder, recipe.extra_data, data_dir), recipe.train_split),
         "validation": (builder, recipe.validation_split),
     }
+    batches.covering(recipe, sources["train"][0])
     labels = {part: pipeline.label_arrays(*source) for part, source in sources.items()}
     size, steps = batches.steps_of(labels["train"], recipe)
     across.check(size)
@@ -224,7 +225,6 @@ def prepared(
         carried, fresh = ([name for name in names if name in own] for names in (carried, fresh))
     else:
         batches.check_mixup(recipe, batches.partly_labelled(labels["train"], recipe.tasks(), taught["train"]))
-        batches.covering(recipe, sources["train"][0])
         training = partial(batches.image_batches, *sources["train"], recipe, taught=taught["train"], across=across)
         validation = batches.validation_images(builder, recipe, taught["validation"], across=across)
     whole = model
@@ -290,7 +290,6 @@ def fit(
         adapted = recipe.adapted(pipeline.class_names(builder))
         for split in (recipe.train_split, recipe.validation_split):
             pipeline.examples(builder, split)  # names a split that is absent before any work is done
-        batches.covering(adapted, builder)
         fingerprints = {split: pipeline.fingerprint(builder, split) for split in builder.info.splits}
         learnt = (recipe.train_split, recipe.validation_split)
         digests = {split: pipeline.label_digest(builder, split) for split in learnt}
