@@ -83,6 +83,25 @@ def test_a_damaged_file_is_named(damage, prepared):
         pipeline.label_arrays(builder, "validation")
 
 
+def test_labels_are_read_anew_only_where_files_changed(prepared, monkeypatch):
+    read = []
+    monkeypatch.setattr(pipeline, "_read_labels", lambda *of: read.append(of[1]) or {"gender": np.arange(24)})
+    path = shard(prepared, "validation")
+    for _ in range(2):  # what opens it, and how often, does not matter
+        labels = pipeline.label_arrays(pipeline.open_dataset("tiny_faces", prepared), "validation")
+    with pytest.raises(ValueError, match="read-only"):
+        labels["gender"][0] = 1
+    pipeline.label_arrays(pipeline.open_dataset("tiny_faces", prepared), "test")
+    path.write_bytes(path.read_bytes())
+    pipeline.label_arrays(pipeline.open_dataset("tiny_faces", prepared), "validation")
+    assert read == ["validation", "test", "validation"]
+    for part in range(pipeline.LABELS_KEPT):
+        pipeline.label_arrays(pipeline.open_dataset("tiny_faces", prepared), f"train[:{part + 1}]")
+    pipeline.label_arrays(pipeline.open_dataset("tiny_faces", prepared), "validation")
+    assert read[-1] == "validation"
+    assert len(pipeline._labels) <= pipeline.LABELS_KEPT
+
+
 def test_whole_files_pass(prepared):
     builder = pipeline.open_dataset("tiny_faces", prepared)
     for split in ("train", "validation", "test"):

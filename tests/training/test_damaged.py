@@ -41,7 +41,8 @@ def test_cached_features_that_were_cut_off(size, tmp_path, monkeypatch):
     monkeypatch.setenv("TFFACE_HOME", str(tmp_path))
     monkeypatch.setattr(pipeline, "fingerprint", lambda builder, split: "of the data")
     monkeypatch.setattr(features, "_compute", compute)
-    builder = SimpleNamespace(info=SimpleNamespace(full_name="tiny/1.0.0"), count=lambda split: 100)
+    splits = {"train": SimpleNamespace(num_examples=100)}
+    builder = SimpleNamespace(info=SimpleNamespace(full_name="tiny/1.0.0", splits=splits))
     with pytest.raises(UserError, match=r"cached file .*npy is damaged .* Remove it"):
         features.cached_features(small_model(), builder, "train", (8, 8), [pipeline.View()])
 

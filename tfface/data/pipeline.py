@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,11 @@ from tfface.errors import UserError
 
 PARALLEL = max(2, os.cpu_count() or 2)
 """Images decoded at once: one a core."""
+
+LABELS_KEPT = 8
+"""Splits whose labels a process keeps: a command asks for those of its few splits dozens of times."""
+
+_labels: dict[tuple, dict[str, np.ndarray]] = {}
 
 
 class View(NamedTuple):
@@ -31,16 +37,41 @@ class View(NamedTuple):
     mirror: bool = False
 
 
+class Combined(ABC):
+    """Prepared data sets seen as another one, which the functions of this module read as they read a TFDS builder.
+
+    Attributes:
+        parts: the builders that it is made of.
+        info: what is read of a TFDS builder's info: `full_name`, `features`, `splits` and `metadata`.
+        classes: class names of every label that has them.
+        signature: what tells it from the same parts combined otherwise, in its fingerprint.
+    """
+
+    parts: tuple
+    classes: dict[str, tuple[str, ...]]
+    signature: str = ""
+
+    @abstractmethod
+    def examples(self, split: str, images: tuple[str, ...]) -> tf.data.Dataset:
+        """Examples of a split in a fixed order, as the function `examples` gives those of one data set."""
+
+    @abstractmethod
+    def count(self, split: str) -> int:
+        """How many examples a split or a part of one, "test[:1000]", holds."""
+
+
 class JoinedInfo(NamedTuple):
     """What is read of a TFDS builder's info, for several data sets as one.
 
     Attributes:
         full_name: their full names, joined by "+".
+        features: every label that one of them has, and the type of its values.
         splits: those that all of them have; each with `num_examples`.
         metadata: where their landmarks lie and how wide faces are, if all agree; the rest each keeps for itself.
     """
 
     full_name: str
+    features: dict[str, tf.DType]
     splits: dict
     metadata: dict
 
@@ -51,7 +82,7 @@ class JoinedSplit(NamedTuple):
     num_examples: int
 
 
-class Joined:
+class Joined(Combined):
     """Several prepared data sets as one, their examples evenly mixed in a fixed order.
 
     A label that one of them lacks is -1 there. Where two have a label of one name with other classes (race: seven in
@@ -71,8 +102,7 @@ class Joined:
             for part in parts
         ]
         metadata = shapes[0] if shapes.count(shapes[0]) == len(parts) else {}
-        self.info = JoinedInfo("+".join(part.info.full_name for part in parts), splits, metadata)
-        self.classes: dict[str, tuple[str, ...]] = {}
+        self.classes = {}
         self.renamed: list[dict[str, str]] = []
         for part in self.parts:
             names = {}
@@ -80,9 +110,10 @@ class Joined:
                 names[label] = label if self.classes.get(label, classes) == classes else f"{label}_{part.name}"
                 self.classes[names[label]] = classes
             self.renamed.append(names)
+        full_name = "+".join(part.info.full_name for part in parts)
+        self.info = JoinedInfo(full_name, self._labels(), splits, metadata)
 
-    def labels(self) -> dict[str, tf.DType]:
-        """Every label that one of them has, and the type of its values."""
+    def _labels(self) -> dict[str, tf.DType]:
         found = {}
         for part, renamed in zip(self.parts, self.renamed, strict=True):
             for name, feature in part.info.features.items():
@@ -98,9 +129,12 @@ class Joined:
         places = np.concatenate([(np.arange(size) + 0.5) / size for size in sizes])
         return np.repeat(np.arange(len(sizes)), sizes)[np.argsort(places, kind="stable")].astype("int64")
 
+    def count(self, split: str) -> int:
+        return sum(num_examples(part, split) for part in self.parts)
+
     def examples(self, split: str, images: tuple[str, ...]) -> tf.data.Dataset:
         """Examples of a split, as `examples` gives those of one data set; keys begin with the data set's name."""
-        labels = self.labels()
+        labels = self.info.features
 
         def unified(part, renamed, row):
             row = {renamed.get(name, name): value for name, value in row.items()}
@@ -122,7 +156,11 @@ class Joined:
         return mixed.apply(tf.data.experimental.assert_cardinality(len(order))).with_options(options())
 
 
-def open_dataset(data: str, data_dir: str | Path | None = None) -> tfds.core.DatasetBuilder | Joined:
+Builder = tfds.core.DatasetBuilder | Combined
+"""What a prepared data set is opened as."""
+
+
+def open_dataset(data: str, data_dir: str | Path | None = None) -> Builder:
     """Open a prepared data set, by `name` or `name/config` (no builder code is needed).
 
     Several of them joined by "+" are opened as one, see `Joined`; "@" and a name in `labels.GROUPINGS` behind one
@@ -169,7 +207,7 @@ def build_command(data: str) -> str:
     return " ".join(words + ["--manual-dir FOLDER"] * (name != "synthetic_faces"))
 
 
-def with_extra(builder, extra: str, data_dir: str | Path | None = None):
+def with_extra(builder: Builder, extra: str, data_dir: str | Path | None = None) -> Builder:
     """A prepared data set joined with further ones, named as in `open_dataset`; as it is if `extra` is empty.
 
     Raises:
@@ -181,22 +219,18 @@ def with_extra(builder, extra: str, data_dir: str | Path | None = None):
     return Joined([part for one in (builder, more) for part in (one.parts if isinstance(one, Joined) else (one,))])
 
 
-def num_examples(builder, split: str) -> int:
+def num_examples(builder: Builder, split: str) -> int:
     """How many examples a split or a part of one, "test[:1000]", holds."""
-    if isinstance(builder, Joined):
-        return sum(num_examples(part, split) for part in builder.parts)
-    if not isinstance(builder, tfds.core.DatasetBuilder):  # regrouped
+    if isinstance(builder, Combined):
         return builder.count(split)
     return builder.info.splits[split].num_examples
 
 
-def fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:
+def fingerprint(builder: Builder, split: str) -> str:
     """Hexadecimal digest of what a split holds: its version, its files and their sizes."""
-    if isinstance(builder, Joined):
-        return hashlib.sha256("".join(fingerprint(part, split) for part in builder.parts).encode()).hexdigest()[:16]
-    if not isinstance(builder, tfds.core.DatasetBuilder):  # regrouped
-        named = f"{builder.info.full_name} {fingerprint(builder.part, split)}"
-        return hashlib.sha256(named.encode()).hexdigest()[:16]
+    if isinstance(builder, Combined):
+        signature = builder.signature + "".join(fingerprint(part, split) for part in builder.parts)
+        return hashlib.sha256(signature.encode()).hexdigest()[:16]
     info = builder.info.splits[split]
     parts = [builder.info.full_name, split, *map(str, info.shard_lengths)]
     for path in info.filepaths:
@@ -206,16 +240,12 @@ def fingerprint(builder: tfds.core.DatasetBuilder, split: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def examples(builder: tfds.core.DatasetBuilder, split: str, images: tuple[str, ...] = ("image",)) -> tf.data.Dataset:
-    """Examples of a split in their fixed order, images still encoded (`image` is a string of JPEG or PNG bytes).
-
-    A part of a split is named as in TFDS, "train[:50%]": the order is by a hash of the keys, so parts are random.
-    """
+def _check_split(builder: Builder, split: str) -> None:
     whole = builder.info.splits
     if split.partition("[")[0] not in whole:
         raise UserError(f"{builder.info.full_name} has no split {split}. Expected one of: {', '.join(whole)}.")
-    if not isinstance(builder, tfds.core.DatasetBuilder):  # joined or regrouped
-        return builder.examples(split, images)
+    if isinstance(builder, Combined):
+        return
     try:
         count = whole[split].num_examples
     except ValueError as error:
@@ -224,6 +254,16 @@ def examples(builder: tfds.core.DatasetBuilder, split: str, images: tuple[str, .
         ) from error
     if count < 1:
         raise UserError(f"The split {split} of {builder.info.full_name} is empty.")
+
+
+def examples(builder: Builder, split: str, images: tuple[str, ...] = ("image",)) -> tf.data.Dataset:
+    """Examples of a split in their fixed order, images still encoded (`image` is a string of JPEG or PNG bytes).
+
+    A part of a split is named as in TFDS, "train[:50%]": the order is by a hash of the keys, so parts are random.
+    """
+    _check_split(builder, split)
+    if isinstance(builder, Combined):
+        return builder.examples(split, images)
     dataset = builder.as_dataset(
         split=split,
         shuffle_files=False,
@@ -233,10 +273,35 @@ def examples(builder: tfds.core.DatasetBuilder, split: str, images: tuple[str, .
     return dataset.with_options(options())
 
 
-def label_arrays(
-    builder: tfds.core.DatasetBuilder, split: str, images: tuple[str, ...] = ("image",)
-) -> dict[str, np.ndarray]:
-    """Every feature of a split but its images, as arrays in the split's fixed order."""
+def label_arrays(builder: Builder, split: str, images: tuple[str, ...] = ("image",)) -> dict[str, np.ndarray]:
+    """Every feature of a split but its images, as arrays in the split's fixed order that cannot be written to.
+
+    A process reads them again only if the files have changed, or after those of many other splits.
+    """
+    known = (split, images, builder.info.full_name, _states(builder, split))
+    if known not in _labels:
+        arrays = _read_labels(builder, split, images)
+        for array in arrays.values():
+            array.flags.writeable = False
+        for oldest in list(_labels)[: 1 - LABELS_KEPT]:
+            _labels.pop(oldest, None)
+        _labels[known] = arrays
+    return dict(_labels[known])
+
+
+def _states(builder: Builder, split: str) -> tuple:
+    """Path, size and time of change of each file of a split."""
+    _check_split(builder, split)
+    if isinstance(builder, Combined):
+        return tuple(_states(part, split) for part in builder.parts)
+    paths = builder.info.splits[split].filepaths
+    if not all(Path(path).exists() for path in paths):
+        check_shards(builder, split)
+    stats = [Path(path).stat() for path in paths]
+    return tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True))
+
+
+def _read_labels(builder: Builder, split: str, images: tuple[str, ...]) -> dict[str, np.ndarray]:
     rows = examples(builder, split, images).map(lambda row: {k: v for k, v in row.items() if k not in images})
     try:
         batches = list(rows.batch(1024).as_numpy_iterator())
@@ -249,7 +314,7 @@ def label_arrays(
     return {k: v.astype(str) if v.dtype == object else v for k, v in arrays.items()}
 
 
-def label_digest(builder: tfds.core.DatasetBuilder, split: str) -> str:
+def label_digest(builder: Builder, split: str) -> str:
     """Hexadecimal digest of the labels of a split, which `fingerprint` does not see: another class is as long."""
     digest = hashlib.sha256()
     for name, values in sorted(label_arrays(builder, split).items()):
@@ -258,7 +323,7 @@ def label_digest(builder: tfds.core.DatasetBuilder, split: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def check_shards(builder: tfds.core.DatasetBuilder, split: str) -> None:
+def check_shards(builder: Builder, split: str) -> None:
     """Read the files of a split from end to end and count their records.
 
     TensorFlow's own error names no file, and its reader takes a file that was cut off for a shorter one. `label_arrays`
@@ -267,8 +332,8 @@ def check_shards(builder: tfds.core.DatasetBuilder, split: str) -> None:
     Raises:
         UserError: a file is missing, cut off, or fails its checksums.
     """
-    if not isinstance(builder, tfds.core.DatasetBuilder):  # joined or regrouped
-        for part in getattr(builder, "parts", None) or [builder.part]:
+    if isinstance(builder, Combined):
+        for part in builder.parts:
             check_shards(part, split)
         return
     info = builder.info.splits[split.partition("[")[0]]
@@ -287,17 +352,12 @@ def check_shards(builder: tfds.core.DatasetBuilder, split: str) -> None:
             )
 
 
-def class_names(builder: tfds.core.DatasetBuilder) -> dict[str, tuple[str, ...]]:
+def class_names(builder: Builder) -> dict[str, tuple[str, ...]]:
     """Class names of every feature that has them, in the order of its integers."""
-    if not isinstance(builder, tfds.core.DatasetBuilder):  # joined or regrouped
+    if isinstance(builder, Combined):
         return builder.classes
     features = builder.info.features.items()
     return {name: tuple(f.names) for name, f in features if isinstance(f, tfds.features.ClassLabel)}
-
-
-def label_names(builder) -> set[str]:
-    """Names of every label that a data set holds, of joined ones that one of them holds."""
-    return set(builder.labels()) if isinstance(builder, Joined) else set(builder.info.features)
 
 
 def decode(data, size: tuple[int, int], zoom: float = 1.0) -> tf.Tensor:

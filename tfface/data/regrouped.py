@@ -12,10 +12,8 @@ from tfface.data import pipeline
 from tfface.errors import UserError
 
 
-class Regrouped:
+class Regrouped(pipeline.Combined):
     """A data set whose classes are those of a grouping, such as the four races of paper 1 out of FairFace's seven.
-
-    It is read as a TFDS builder is, by the functions of `pipeline`.
 
     Args:
         part: the builder.
@@ -40,15 +38,16 @@ class Regrouped:
                 f"{', '.join(lacking)}. Received: {', '.join(self.originals) or 'none'}."
             )
         group_of = {name: index for index, names in enumerate(groups.values()) for name in names}
-        self.part, self.name = part, part.name
+        self.parts, self.name = (part,), part.name
         self.classes = {**known, self.label: tuple(groups)}
         self.table = np.array([group_of.get(name, -1) for name in self.originals], "int64")
         self._counts: dict[str, int] = {}
         self.info = RegroupedInfo(self, f"{part.info.full_name}@{grouping}")
+        self.signature = f"{self.info.full_name} "
 
     def examples(self, split: str, images: tuple[str, ...]) -> tf.data.Dataset:
         """Examples of a split, as `pipeline.examples` gives them, without those that belong to no group."""
-        rows = pipeline.examples(self.part, split, images)
+        rows = pipeline.examples(self.parts[0], split, images)
         rows = rows.map(lambda row: {**row, self.label: tf.gather(tf.constant(self.table), row[self.label])})
         rows = rows.filter(lambda row: row[self.label] >= 0)
         # A filter forgets the length, and Keras would warn at the end.
@@ -57,15 +56,15 @@ class Regrouped:
     def count(self, split: str) -> int:
         """Examples of a split that belong to a group; read once."""
         if split not in self._counts:
-            originals = pipeline.label_arrays(self.part, split)[self.label]
+            originals = pipeline.label_arrays(self.parts[0], split)[self.label]
             self._counts[split] = int((self.table[originals] >= 0).sum())
         return self._counts[split]
 
     def left_out(self) -> dict[str, list[str]]:
         """Class that belongs to no group -> names of its examples, over all splits."""
         found = {name: [] for name, group in zip(self.originals, self.table, strict=True) if group < 0}
-        for split in self.part.info.splits:
-            arrays = pipeline.label_arrays(self.part, split)
+        for split in self.parts[0].info.splits:
+            arrays = pipeline.label_arrays(self.parts[0], split)
             for name, keys in found.items():
                 keys += arrays["key"][arrays[self.label] == self.originals.index(name)].tolist()
         return {f"{self.label} {name}": keys for name, keys in found.items()}
@@ -82,13 +81,13 @@ class RegroupedInfo:
 
     def __init__(self, regrouped: Regrouped, full_name: str):
         self._regrouped, self.full_name = regrouped, full_name
-        self.features = regrouped.part.info.features
-        self.splits = {name: RegroupedSplit(regrouped, name) for name in regrouped.part.info.splits}
+        self.features = regrouped.parts[0].info.features
+        self.splits = {name: RegroupedSplit(regrouped, name) for name in regrouped.parts[0].info.splits}
 
     @cached_property
     def metadata(self) -> dict:
         """That of the data set, with the examples that the grouping leaves out."""
-        known = dict(self._regrouped.part.info.metadata or {})
+        known = dict(self._regrouped.parts[0].info.metadata or {})
         return {**known, "left_out": {**known.get("left_out", {}), **self._regrouped.left_out()}}
 
 

@@ -101,7 +101,7 @@ def measured_parts(recipe: Recipe, data_dir: str | Path | None = None) -> list[s
     return [
         name
         for name, part, renamed in zip(names, joined.parts, joined.renamed, strict=True)
-        if learnt & {renamed.get(label, label) for label in pipeline.label_names(part)}
+        if learnt & {renamed.get(label, label) for label in part.info.features}
     ]
 
 

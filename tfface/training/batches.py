@@ -74,7 +74,7 @@ def require_labels(recipe: Recipe, builder, verb: str) -> None:
     Raises:
         UserError: it does.
     """
-    held = pipeline.label_names(builder)
+    held = builder.info.features
     for task in recipe.tasks():
         if task.is_attribute and task.label not in held:
             raise UserError(
