@@ -86,7 +86,7 @@ def near_others(hashes: np.ndarray, others: np.ndarray, distance: int = SURE) ->
     return near
 
 
-def split_hashes(builder, split: str) -> np.ndarray:
+def split_hashes(builder: pipeline.Builder, split: str) -> np.ndarray:
     """Hashes of every image of a prepared split and of its mirror image, `(n, 2, 256)` bool, in the split's order."""
 
     def both(row):

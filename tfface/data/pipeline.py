@@ -92,7 +92,7 @@ class Joined(Combined):
         parts: the builders.
     """
 
-    def __init__(self, parts: Sequence[tfds.core.DatasetBuilder]):
+    def __init__(self, parts: Sequence[Builder]):
         self.parts = tuple(parts)
         shared = [name for name in parts[0].info.splits if all(name in part.info.splits for part in parts)]
         sizes = {name: sum(part.info.splits[name].num_examples for part in parts) for name in shared}

@@ -121,12 +121,12 @@ def read_pairs(data: str, data_dir: str | Path | None, crop: str):
     return table, first, second
 
 
-def _split(builder) -> str:
+def _split(builder: pipeline.Builder) -> str:
     """The split that is compared: nobody of the training, where there is another."""
     return next(name for name in ("test", "validation", *builder.info.splits) if name in builder.info.splits)
 
 
-def _drawn(builder, labels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _drawn(builder: pipeline.Builder, labels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     if "identity" not in labels:
         raise UserError(f"{builder.info.full_name} does not say who is who: pairs need the feature identity.")
     people = defaultdict(list)
@@ -183,7 +183,7 @@ def embed_pairs(
     return pairs, *sides, notes
 
 
-def embed_images(embedder: Embedder, builder, mirror: bool = False, bfloat16: bool = False):
+def embed_images(embedder: Embedder, builder: pipeline.Builder, mirror: bool = False, bfloat16: bool = False):
     """Embeddings of every image of a prepared data set, from the cache or computed and put there.
 
     Returns:
@@ -210,7 +210,7 @@ def embed_images(embedder: Embedder, builder, mirror: bool = False, bfloat16: bo
     return keys, embeddings, without_face or named
 
 
-def _compute(embedder, builder, split, mirror, bfloat16, keys):
+def _compute(embedder, builder: pipeline.Builder, split, mirror, bfloat16, keys):
     import tensorflow as tf
 
     without_face = []

@@ -71,7 +71,7 @@ def predict_with(
     return to_predictions(tasks, outputs, truth, classes)
 
 
-def check_outputs(tasks: Sequence[Task], outputs: Collection[str], builder) -> None:
+def check_outputs(tasks: Sequence[Task], outputs: Collection[str], builder: pipeline.Builder) -> None:
     """Say that a data set has other labels than a network learnt.
 
     Raises:
@@ -106,7 +106,7 @@ def measured_parts(recipe: Recipe, data_dir: str | Path | None = None) -> list[s
 
 
 def truth_of(
-    recipe: Recipe, builder, split: str
+    recipe: Recipe, builder: pipeline.Builder, split: str
 ) -> tuple[tuple[Task, ...], dict[str, np.ndarray], dict[str, tuple[str, ...]]]:
     """The labels of a split, its classes in the order of the network's.
 

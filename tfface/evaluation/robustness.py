@@ -173,7 +173,7 @@ def _harmed(harm: Harm, strength: float, seed: int, image: np.ndarray, key: byte
     return harm.apply(image, strength, generator(key.decode(), seed))
 
 
-def example_faces(builder, split: str, seed: int = 0) -> dict[str, list[tuple[np.ndarray, str]]]:
+def example_faces(builder: pipeline.Builder, split: str, seed: int = 0) -> dict[str, list[tuple[np.ndarray, str]]]:
     """The first face of a split under every harm: name of the harm -> images with their strength, undamaged first."""
     row = next(iter(pipeline.examples(builder, split).take(1).as_numpy_iterator()))
     image = cv2.imdecode(np.frombuffer(row["image"], np.uint8), cv2.IMREAD_COLOR_RGB)

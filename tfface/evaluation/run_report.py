@@ -144,7 +144,7 @@ def _rows(recipe: Recipe, every: list[dict], data: str) -> list[Comparison]:
     return [row(*published) for published in recipe.published] + [row(*names, None, "") for names in more]
 
 
-def _worst(predictions: Predictions, builder, split: str) -> dict[str, list]:
+def _worst(predictions: Predictions, builder: pipeline.Builder, split: str) -> dict[str, list]:
     """The costliest mistakes of each task, with their images."""
     worst = {task: worst_mistakes(predictions, task, 18) for task in predictions.probabilities if task != "age_bins"}
     wanted = {int(index) for entries in worst.values() for index, _ in entries}
@@ -183,7 +183,7 @@ def _verification(verified: dict[str, dict]) -> Section:
     return Section("Verification", [Table(head, rows, caption), curves])
 
 
-def notes_on(builder, recipe: Recipe, seeds: int) -> list[str]:
+def notes_on(builder: pipeline.Builder, recipe: Recipe, seeds: int) -> list[str]:
     """What a reader of a report must know of the data and the choices."""
     notes = []
     counts = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())

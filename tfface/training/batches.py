@@ -63,7 +63,7 @@ def partly_labelled(
     return any(not known.all() for *_, known in _looked_up(labelled, labels, taught, np.where))
 
 
-def require_labels(recipe: Recipe, builder, verb: str) -> None:
+def require_labels(recipe: Recipe, builder: pipeline.Builder, verb: str) -> None:
     """Say that a data set lacks a label of a recipe's attributes.
 
     Args:
@@ -83,7 +83,7 @@ def require_labels(recipe: Recipe, builder, verb: str) -> None:
             )
 
 
-def check_labels(recipe: Recipe, builder) -> None:
+def check_labels(recipe: Recipe, builder: pipeline.Builder) -> None:
     """Say before any work that a data set has not the labels that a recipe learns.
 
     Args:
@@ -182,7 +182,7 @@ def feature_batches(
 
 
 def image_batches(
-    builder,
+    builder: pipeline.Builder,
     split: str,
     recipe: Recipe,
     first_epoch: int,
@@ -296,7 +296,11 @@ def _filled(count: int, batch_size: int, across: Devices) -> tuple[np.ndarray, n
 
 
 def validation_images(
-    builder, recipe: Recipe, taught: Mapping[str, np.ndarray] = NOTHING, batch_size: int = 64, across: Devices = ONE
+    builder: pipeline.Builder,
+    recipe: Recipe,
+    taught: Mapping[str, np.ndarray] = NOTHING,
+    batch_size: int = 64,
+    across: Devices = ONE,
 ):
     """Batches of the validation split in its fixed order, as `image_batches` gives those of training.
 
@@ -325,7 +329,7 @@ def validation_images(
     return together.map(lambda images, rows: _examples(tasks, images, rows, taught, partial)).prefetch(2)
 
 
-def covering(recipe: Recipe, builder) -> Callable:
+def covering(recipe: Recipe, builder: pipeline.Builder) -> Callable:
     """How this recipe covers the faces of a data set: `(image, key, epoch)` to `(image, pattern)`.
 
     Raises:
@@ -348,7 +352,9 @@ def covering(recipe: Recipe, builder) -> Callable:
     )
 
 
-def _numbered(builder, split: str, recipe: Recipe, taught: Mapping[str, np.ndarray]) -> tf.data.Dataset:
+def _numbered(
+    builder: pipeline.Builder, split: str, recipe: Recipe, taught: Mapping[str, np.ndarray]
+) -> tf.data.Dataset:
     """What a recipe reads of the examples of a split, and their place in it as the label `example`, by which what a
     teacher says is found."""
     wanted = {"image", "key", *recipe.oversample, *(task.label for task in recipe.tasks())}
@@ -363,7 +369,12 @@ def _numbered(builder, split: str, recipe: Recipe, taught: Mapping[str, np.ndarr
 
 
 def evaluation_images(
-    builder, split: str, recipe: Recipe, view: pipeline.View, batch_size: int = 64, change: Callable | None = None
+    builder: pipeline.Builder,
+    split: str,
+    recipe: Recipe,
+    view: pipeline.View,
+    batch_size: int = 64,
+    change: Callable | None = None,
 ):
     """Batches of the images of a split in their fixed order, seen in one view: `(batch, height, width, 3)` float32.
 

@@ -89,7 +89,7 @@ class JoinedArrays:
 
 def cached_features(
     model: keras.Model,
-    builder,
+    builder: pipeline.Builder,
     split: str,
     size: tuple[int, int],
     views: Sequence[pipeline.View],
@@ -150,7 +150,7 @@ def load_cached(file: Path, **options) -> np.ndarray | dict[str, np.ndarray]:
         raise UserError(f"The cached file {file} is damaged ({error}). Remove it, and run again.") from error
 
 
-def _compute(model, builder, split, size, view, batch_size, bfloat16, count, target: Path, progress):
+def _compute(model, builder: pipeline.Builder, split, size, view, batch_size, bfloat16, count, target: Path, progress):
     parts = target.with_suffix(".parts")
     parts.mkdir(parents=True, exist_ok=True)
 
@@ -200,7 +200,7 @@ def _compute(model, builder, split, size, view, batch_size, bfloat16, count, tar
 def outputs_of(
     recipe: Recipe,
     model: keras.Model,
-    builder,
+    builder: pipeline.Builder,
     split: str,
     bfloat16: bool = False,
     progress: bool = True,

@@ -154,7 +154,7 @@ class Prepared:
 
 def prepared(
     recipe: Recipe,
-    builder,
+    builder: pipeline.Builder,
     bfloat16: bool = False,
     model: keras.Model | None = None,
     data_dir: str | Path | None = None,

@@ -275,7 +275,7 @@ def _line(finished: Sequence[FrozenTrial], trials: int) -> str:
     return f"trial {last.number}, {len(finished)} of {trials}: {came}; {_texts(last.params)}{best}"
 
 
-def _page(trials: Sequence[FrozenTrial], recipe: Recipe, folder: Path, builder) -> Page:
+def _page(trials: Sequence[FrozenTrial], recipe: Recipe, folder: Path, builder: pipeline.Builder) -> Page:
     ranked, n = _ranked(trials), pipeline.num_examples(builder, recipe.validation_split)
     best, own = ranked[0], trials[0]
     failed = [trial for trial in trials if trial.state == TrialState.FAIL]

@@ -33,7 +33,7 @@ CHUNK = 4096
 
 def taught_targets(
     recipe: Recipe,
-    builder,
+    builder: pipeline.Builder,
     split: str,
     labels: Mapping[str, np.ndarray],
     data_dir: str | Path | None = None,
@@ -113,7 +113,7 @@ def teacher_embeddings(
     return np.concatenate(embeddings)[[row_of[key] for key in wanted]]
 
 
-def _cached(network: keras.Model, builder, split: str, bfloat16: bool) -> np.ndarray:
+def _cached(network: keras.Model, builder: pipeline.Builder, split: str, bfloat16: bool) -> np.ndarray:
     identity = [pipeline.fingerprint(builder, split), model_fingerprint(network), str(VIEWS), str(bfloat16)]
     digest = hashlib.sha256(" ".join(identity).encode()).hexdigest()[:16]
     cache = files.home() / "embeddings" / f"{builder.info.full_name.replace('/', '-')}-{split}-{digest}.npy"
@@ -143,7 +143,7 @@ def distilled_targets(
     folder: str | Path,
     share: float,
     tasks: Sequence[Task],
-    builder,
+    builder: pipeline.Builder,
     split: str,
     labels: Mapping[str, np.ndarray],
     bfloat16: bool = False,
