@@ -5,20 +5,16 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import pytest
 
+from tfface import cli
 from tfface.errors import UserError
-from tfface.training.distribute import ONE, Devices, join
-
-SCRIPT = """
-import json, sys
-import keras
-from tfface import cli, recipes
 from tfface.recipes import RECIPES
 from tfface.recipes.multitask import Multitask
-from tfface.training.callbacks import Recorder
+from tfface.training.distribute import ONE, Devices, join
 
 
 class Small(Multitask):
@@ -30,6 +26,14 @@ class Small(Multitask):
         x = keras.layers.Dense(8, "relu", name="hidden")(x)
         outputs = {task.name: keras.layers.Dense(task.width, "softmax", name=task.name)(x) for task in self.tasks()}
         return keras.Model(inputs, outputs)
+
+
+SCRIPT = """
+import json, sys
+from test_distribute import Small
+from tfface import cli
+from tfface.recipes import RECIPES
+from tfface.training.callbacks import Recorder
 
 
 class Killed(BaseException):
@@ -63,11 +67,13 @@ WORDS = ["train", "multitask", "--tiny", "--set", "epochs=3", "--set", "batch_si
 
 @pytest.fixture
 def start(data_dir, tmp_path):
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+
     def start(name, *words, backend, killed_after=0):
         words = [*WORDS, "--data-dir", str(data_dir), "--out", str(tmp_path / name), *words]
         return subprocess.Popen(
             [sys.executable, "-c", SCRIPT, json.dumps(words), str(killed_after)],
-            env={**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+            env={**os.environ, "KERAS_BACKEND": backend, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": path},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -114,8 +120,11 @@ def test_two_processes_on_jax_broken_off_and_resumed(start, tmp_path):
     assert keras.saving.load_model(trained, compile=False).count_params() > 0
 
 
-def test_two_devices_on_tensorflow(start, tmp_path):
-    finished(start("pair", "--devices", "2", backend="tensorflow"), start("one", backend="tensorflow"))
+def test_two_devices_on_tensorflow(start, data_dir, tmp_path, monkeypatch):
+    pair = start("pair", "--devices", "2", backend="tensorflow")
+    monkeypatch.setitem(RECIPES, "multitask", Small)
+    assert cli.main([*WORDS, "--data-dir", str(data_dir), "--out", str(tmp_path / "one")]) == 0
+    finished(pair)
     assert_same(rows(tmp_path / "pair"), rows(tmp_path / "one"))
 
 
