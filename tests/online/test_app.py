@@ -160,7 +160,8 @@ def test_frames_of_no_use_are_refused(client, app, people):
     assert client.post("/frame/session-a", data=jpeg(people[0])[:200], **LOCAL).status_code == 400
     wide = np.zeros((10, 1700, 3), np.uint8)
     assert client.post("/frame/session-a", data=jpeg(wide), **LOCAL).status_code == 400
-    assert client.post("/frame/session-a", data=b"x" * (module.FRAME_BYTES + 1), **LOCAL).status_code == 413
+    large = client.post("/frame/session-a", data=b"x" * (module.FRAME_BYTES + 1), **LOCAL)
+    assert (large.status_code, large.json["error"][:22]) == (413, "Expected at most 2 MB,")
     assert client.post("/frame/..", data=jpeg(people[0]), **LOCAL).status_code == 404
     assert not app._sessions  # none of them took a webcam's place
     assert client.post("/frame/session-a", data=jpeg(people[0]), **LOCAL).status_code == 200
@@ -190,21 +191,9 @@ def served(app):
     thread.join(10)
 
 
-def test_the_server_keeps_one_connection_for_all_frames(app, people):
-    app._sessions.clear()
-    with served(app) as port:
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        sockets = set()
-        for frame in people[:3]:
-            connection.request("POST", "/frame/connection", body=jpeg(frame))
-            answer = connection.getresponse()
-            assert answer.status == 200
-            json.loads(answer.read())
-            sockets.add(id(connection.sock))
-        assert len(sockets) == 1
-        connection.close()
-        with pytest.raises(UserError, match="cannot be served"):
-            make_app_server(app, port=port)
+def test_a_port_that_is_served_already_is_said(app):
+    with served(app) as port, pytest.raises(UserError, match="cannot be served"):
+        make_app_server(app, port=port)
 
 
 def test_an_upload_in_chunks_has_its_limit_too(app, people, monkeypatch):
@@ -327,6 +316,65 @@ def browser(people, tmp_path):
     browser.close()
 
 
+WATCHED = """
+const opened = [], asked = [];
+const theirs = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+navigator.mediaDevices.getUserMedia = async wanted => {  // as slow as somebody who reads what the browser asks
+  const stream = await theirs(wanted);
+  await new Promise(done => setTimeout(done, 300));
+  opened.push(stream);
+  return stream;
+};
+window.fetch = () => new Promise((done, fail) => asked.push({ done, fail }));
+const face = { box: [0, 0, 1, 1], probabilities: {} };
+const faces = count => Response.json({ faces: Array(count).fill(face), latency_ms: {} });
+const picture = async name => {
+  const canvas = new OffscreenCanvas(40, 30);
+  canvas.getContext("2d").fillRect(0, 0, 9, 9);
+  return new File([await canvas.convertToBlob()], name);
+};
+const text = name => document.getElementById(name).innerText;
+"""
+"""What the page asks of the browser and of the server, in the hands of a test."""
+
+
+def test_the_page_when_things_come_in_another_order(app, browser):
+    with served(app) as port:
+        browser("Page.navigate", url=f"http://127.0.0.1:{port}/")
+        browser.until("document.readyState === 'complete' && !!document.getElementById('tab-live')")
+        browser.value(WATCHED)
+        assert browser.value("$('file').focus(), document.activeElement.id") == "file"  # by keyboard too
+
+        # The answer to the photo before comes after that to the newest one.
+        browser.value("(async () => { show(await picture('a.png')); show(await picture('b.png')); })()")
+        browser.until("asked.length === 2")
+        browser.value("asked[1].done(faces(2))")
+        browser.until("text('photo-said') === 'b.png: 2 faces'")
+        browser.value("asked[0].done(faces(1)), new Promise(done => setTimeout(done, 100))")
+        assert browser.value("[text('photo-said'), $('photo-faces').children.length]") == ["b.png: 2 faces", 2]
+        # One that cannot be shown, or a server that has gone: the picture before does not stay beside the error.
+        browser.value("void show(new File(['no picture'], 'c.jpg'))")
+        browser.until("text('photo-said').startsWith('c.jpg: The browser cannot show')")
+        assert browser.value("$('photo-canvas').hidden && !$('photo-hint').hidden")
+        browser.value("void picture('d.png').then(show)")
+        browser.until("asked.length === 3")
+        browser.value("asked[2].fail(new TypeError('Failed to fetch'))")
+        browser.until("text('photo-said').startsWith('d.png: The server does not answer')")
+
+        # Stopped, by the button or by another tab, while the browser asks: the webcam does not stay on.
+        for stop in ("$('start').click()", "$('tab-photo').click()"):
+            browser.value("opened.length = 0, $('tab-live').click(), $('start').click()")
+            browser.value(stop)
+            browser.until("opened.length === 1 && opened[0].getTracks()[0].readyState === 'ended'")
+        # Unplugged: it is said, and the last picture is not looked at over and over.
+        browser.value("opened.length = 0, asked.length = 0, $('tab-live').click(), $('start').click()")
+        browser.until("asked.length === 1")
+        browser.value("opened[0].getTracks()[0].dispatchEvent(new Event('ended'))")
+        assert "plugged in" in browser.value("text('live-said')")
+        browser.value("asked[0].done(faces(1)), new Promise(done => setTimeout(done, 100))")
+        assert browser.value("[asked.length, text('start')]") == [1, "Start the webcam"]
+
+
 CHANGED = """(() => {  // pixels of the overlay in the colours of faces 1 and 2
   const canvas = document.getElementById(NAME), data = canvas.getContext("2d").getImageData(0, 0, canvas.width,
     canvas.height).data, own = [[0, 114, 178], [213, 94, 0]], seen = [0, 0];
@@ -350,7 +398,7 @@ def test_the_page_in_a_browser(app, browser, people, tmp_path, monkeypatch):
         browser.until(f"{cards}.length === 2 && {cards}.every(card => card.querySelector('progress'))")
         assert browser.value(f"{cards}.map(card => card.querySelector('h2').innerText.split(':')[0])") == ["1", "2"]
         assert min(browser.value(CHANGED.replace("NAME", "'live-canvas'"))) > 200
-        assert "2 faces" in browser.value("document.getElementById('live-said').innerText")
+        assert "2 faces" in browser.value("document.getElementById('live-pace').innerText")
         browser.screenshot(tmp_path / "live.png")
         browser.value("document.getElementById('start').click()")
         browser.until("document.querySelectorAll('#live-faces .face').length === 0")

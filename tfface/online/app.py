@@ -137,7 +137,8 @@ class App:
         response = Response(self._page.replace("NONCE", nonce), mimetype="text/html")
         response.headers["Content-Security-Policy"] = (
             f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; "
-            "img-src 'self' blob:; media-src 'self' blob:; connect-src 'self'; frame-ancestors 'none'; base-uri 'none'"
+            "img-src 'self' blob: data:; media-src 'self' blob:; connect-src 'self'; frame-ancestors 'none'; "
+            "base-uri 'none'"
         )
         return response
 
@@ -184,10 +185,13 @@ class App:
 
 
 def _body(request: Request, most: int) -> bytes:
-    request.max_content_length = most + 1  # what says that it is more is refused (413) before it is read
-    data = request.get_data(cache=False)
-    if len(data) > most:  # one that comes in chunks does not say its length, and would be cut off
-        raise RequestEntityTooLarge
+    request.max_content_length = most + 1  # what says that it is more is refused before it is read
+    try:
+        data = request.get_data(cache=False)
+    except RequestEntityTooLarge:
+        data = None
+    if data is None or len(data) > most:  # one that comes in chunks does not say its length, and would be cut off
+        raise RequestEntityTooLarge(f"Expected at most {most / (1 << 20):g} MB, received more: send a smaller picture.")
     return data
 
 
@@ -225,7 +229,6 @@ def _json(value: dict, status: int = 200) -> Response:
 
 
 class _Handler(WSGIRequestHandler):
-    protocol_version = "HTTP/1.1"  # one connection for all frames of a webcam
     timeout = 30
 
     def log_request(self, *_) -> None:
