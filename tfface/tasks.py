@@ -28,7 +28,7 @@ class Task:
             to 1 for classes, the number itself for a regression, the index itself for identities; no rows for an
             embedding, which a teacher gives.
         loss: "crossentropy", "age_distribution" (see `tfface.losses`), "absolute" (mean absolute error, in years),
-            "cosine" (1 minus the cosine of two vectors), or a Keras loss.
+            "cosine" (minus the cosine of two vectors), or a Keras loss.
         weight: weight of the loss in the sum over tasks.
         years: for an age over classes, the age (years) that each class stands for, `(output width,)`; otherwise None.
         ordered: whether the classes stand in order, so that being off by one has a meaning.

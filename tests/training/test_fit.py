@@ -273,6 +273,14 @@ def test_a_figure_that_nobody_measures_is_refused():
         recorder.on_epoch_end(0, {"loss": 1.0, "val_loss": 1.0})
 
 
+@pytest.mark.parametrize(
+    ("monitor", "best"), [("val_gender_accuracy", 1), ("val_embedding_cosine", 1), ("val_loss", 0)]
+)
+def test_of_accuracies_and_cosines_the_highest_is_kept(monitor, best):
+    history = [{"epoch": epoch, monitor: value} for epoch, value in enumerate((0.2, 0.7, 0.5))]
+    assert Recorder(None, None, history, monitor, patience=0).best_epoch() == best
+
+
 def test_a_report_tells_of_the_runs_own_data(tiny_run, data_dir, tmp_path):
     from tfface.evaluation.run_report import report
 

@@ -91,7 +91,8 @@ class Recipe:
         schedule_scale: share of the paper's schedule that is run: epochs, and steps of the learning rate's schedule,
             shrink alike.
         patience: epochs without a better validation score after which training ends; 0 runs all epochs.
-        monitor: validation figure that chooses the epoch that is kept: the highest of an accuracy, else the lowest.
+        monitor: validation figure that chooses the epoch that is kept: the highest of an accuracy or a cosine, else the
+            lowest.
         precision: Keras' dtype policy of the layers: "float32", or "mixed_bfloat16" or "mixed_float16" on devices that
             are faster so; weights, outputs and losses stay float32.
         batch_size: examples a step.

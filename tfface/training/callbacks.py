@@ -20,7 +20,8 @@ class Recorder(keras.callbacks.Callback):
         run: the run to write to.
         whole: the network that is kept: the layers of the one that is trained, with every output.
         history: rows of the epochs that are done.
-        monitor: the figure that chooses the best epoch; the higher the better if it is an accuracy, else the lower.
+        monitor: the figure that chooses the best epoch; the higher the better if it is an accuracy or a cosine, else
+            the lower.
         patience: epochs without a better figure after which training stops; 0: never.
         writes: False in all but the first of several processes, which stop together but write nothing.
     """
@@ -57,7 +58,7 @@ class Recorder(keras.callbacks.Callback):
         return min(self.history, key=self._badness)["epoch"]
 
     def _badness(self, row: dict) -> float:
-        return -row[self.monitor] if self.monitor.endswith("accuracy") else row[self.monitor]
+        return -row[self.monitor] if self.monitor.endswith(("accuracy", "cosine")) else row[self.monitor]
 
     def exhausted(self) -> bool:
         """Whether `patience` epochs went by without a better figure."""
