@@ -161,6 +161,7 @@ def evaluate(
     """
     import numpy as np
 
+    from tfface.data import pipeline
     from tfface.evaluation.evaluate import evaluate as figures_of
     from tfface.evaluation.fairness import by_group
     from tfface.evaluation.predictions import measured_parts, predict_split
@@ -178,12 +179,11 @@ def evaluate(
             say(f"{other} holds none of the labels of {recipe.name}: nothing is measured on it.")
         return {part: evaluate(folder, split, part, data_dir, bfloat16, near_copies, model) for part in parts}
     predictions = predict_split(run, split, data, data_dir, bfloat16, model=model)
+    builder = pipeline.open_dataset(data or recipe.data, data_dir)
     name = f"{data.replace('/', '-')}-{split}" if data else split
     if not near_copies:
-        from tfface.data import pipeline
         from tfface.data.near_copies import near_others, split_hashes
 
-        builder = pipeline.open_dataset(data or recipe.data, data_dir)
         others = [name for name in builder.info.splits if name != split.partition("[")[0]]
         if not others:
             raise UserError(f"{builder.info.full_name} has no other split that could hold near copies of {split}.")
@@ -192,6 +192,7 @@ def evaluate(
         say(f"{near.sum()} of {len(near)} images of {split} have a near copy in another split and are left out.")
         predictions, name = predictions.chosen(~near), f"{name}-without-near-copies"
     figures = {**figures_of(predictions), "groups": by_group(predictions)}
+    figures["labels"] = pipeline.label_digest(builder, split)
     predictions.save(run.folder / f"predictions-{name}.npz")
     path = run.figures_file
     known = files.read_json(path, "The run's figures") if path.exists() else {}
@@ -321,6 +322,8 @@ def reproduce(
 ) -> dict:
     """Train, evaluate, report and export one recipe over several seeds; what is done already is not done again.
 
+    Figures are measured again where labels of their split were corrected since.
+
     Args:
         recipe: what is reproduced; its seed is replaced.
         seeds: a run for each, in the folder `seed-N`.
@@ -333,6 +336,9 @@ def reproduce(
     Returns:
         The report's files by kind, and the SavedModel under "saved_model". That is left out where Keras' backend is
         not TensorFlow, which alone writes it: `export` does later.
+
+    Raises:
+        UserError: the folder holds seeds of other choices or other data, and what the steps raise.
     """
     import keras
 
@@ -340,16 +346,30 @@ def reproduce(
     from tfface.evaluation.predictions import measured_parts
     from tfface.evaluation.run_report import figures_names
     from tfface.training.fit import fit
-    from tfface.training.run import runs_in
+    from tfface.training.run import Run, runs_in
 
     folder = Path(out) if out else run_folder(recipe, variant)
+    builder = pipeline.open_dataset(recipe.data, data_dir)
+    adapted = recipe.adapted(pipeline.class_names(builder))
+    fingerprints = {split: pipeline.fingerprint(builder, split) for split in builder.info.splits}
+    for path in sorted(folder.glob("seed-*")):  # before hours of training: a report takes all of them together
+        if Run(path).config_file.exists():
+            Run(path).check_seed(adapted, {"name": builder.info.full_name, "fingerprints": fingerprints})
+    splits = [split for split in builder.info.splits if split in REPORTED]
     parts = measured_parts(recipe, data_dir)
-    splits = [split for split in pipeline.open_dataset(recipe.data, data_dir).info.splits if split in REPORTED]
+    opened = [pipeline.open_dataset(part, data_dir) for part in parts]
+    digests = {split: [pipeline.label_digest(part, split) for part in opened] for split in splits}
+    labels = {split: dict(zip(figures_names(parts, recipe, split), digests[split], strict=True)) for split in splits}
     for seed in seeds:
         run = fit(recipe.changed(seed=seed), folder / f"seed-{seed}", data_dir, device, bfloat16, devices=devices)
         known = run.figures_file
         done = files.read_json(known, "The run's figures") if known.exists() else {}
-        missing = [split for split in splits if not set(figures_names(parts, recipe, split)) <= set(done)]
+        missing = [
+            split
+            for split in splits
+            # A version before did not note the labels.
+            if any(name not in done or done[name].get("labels", now) != now for name, now in labels[split].items())
+        ]
         if missing and any(task.is_attribute for task in recipe.tasks()):
             model = run.model()
             for split in missing:

@@ -1,6 +1,7 @@
 """Labels that are unknown, absent or in another order: nothing is learnt of what is not known, nor in silence."""
 
 import json
+import shutil
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -20,7 +21,7 @@ from tfface.labels import GENDERS
 from tfface.recipes import RECIPES, Recipe
 from tfface.training import batches
 from tfface.training.fit import fit, monitored
-from tfface.training.run import Run
+from tfface.training.run import Run, runs_in
 from tfface.training.soup import soup
 
 
@@ -180,6 +181,49 @@ def test_splits_that_are_there_are_reported_and_the_first_seed_is_exported(data_
         card = json.loads((made["saved_model"] / "assets.extra" / "tfface.json").read_text())
         assert card["recipe"]["seed"] == min(int(path.name[-1]) for path in out.glob("seed-*"))
     assert set(json.loads((out / "seed-0" / "metrics.json").read_text())) == {"test"}
+
+
+def test_labels_of_the_test_split_that_were_corrected_are_measured_anew(data_dir, tmp_path, exported, monkeypatch):
+    monkeypatch.setattr(commands, "report", lambda *_: {})
+    (tmp_path / "data").mkdir()
+    shutil.copytree(data_dir / "colours", tmp_path / "data" / "colours")
+    out, figures_file = tmp_path / "runs", tmp_path / "runs" / "seed-0" / "metrics.json"
+    commands.reproduce(Colour(), [0], out, data_dir=tmp_path / "data")
+    before = json.loads(figures_file.read_text())
+    # Every label turned round, in a record of the same length.
+    (file,) = (tmp_path / "data").rglob("*test.tfrecord*")
+    rows = [tf.train.Example.FromString(row.numpy()) for row in tf.data.TFRecordDataset(str(file))]
+    with tf.io.TFRecordWriter(str(file)) as writer:
+        for row in rows:
+            value = row.features.feature["gender"].int64_list.value
+            value[0] = 1 - value[0]
+            writer.write(row.SerializeToString())
+    commands.reproduce(Colour(), [0], out, data_dir=tmp_path / "data")
+    after = json.loads(figures_file.read_text())
+    right = [figures["test"]["tasks"]["gender"]["accuracy"]["value"] for figures in (before, after)]
+    assert sum(right) == 1
+    assert right[0] != right[1]
+    assert after["validation"] == before["validation"]
+
+
+def test_seeds_of_other_choices_are_no_seeds(data_dir, tmp_path, exported, monkeypatch):
+    monkeypatch.setattr(commands, "report", lambda *_: {})
+    for seed in (0, 1):
+        recipe = Colour(initial=f"runs/before/seed-{seed}")
+        fit(Colour(seed=seed), tmp_path / "runs" / f"seed-{seed}", data_dir, verbose=0)
+        config = json.loads((tmp_path / "runs" / f"seed-{seed}" / "config.json").read_text())
+        config["recipe"]["initial"] = recipe.initial
+        files.write_json(tmp_path / "runs" / f"seed-{seed}" / "config.json", config)
+    assert len(runs_in(tmp_path / "runs")) == 2
+    with pytest.raises(
+        UserError, match=r"seed-0 is not the same training with another seed \(.*rate was 0\.1, is 0\.2"
+    ):
+        commands.reproduce(recipe.changed(learning_rate=0.2), [2], tmp_path / "runs", data_dir=data_dir)
+    assert not (tmp_path / "runs" / "seed-2").exists()
+    config["data"]["labels"]["train"] = "of another day"
+    files.write_json(tmp_path / "runs" / "seed-1" / "config.json", config)
+    with pytest.raises(UserError, match=r"seed-1 is not the same training with another seed \(labels was"):
+        runs_in(tmp_path / "runs")
 
 
 def test_names_of_figures_are_those_that_keras_gives(data_dir, tmp_path):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -93,15 +94,9 @@ class Run:
                 present["data"]["labels"] = {**wanted["data"]["labels"], **present["data"].get("labels", {})}
             if present["recipe"].get("recipe") == wanted["recipe"]["recipe"]:  # fields that came later: their defaults
                 present["recipe"] = json.loads(json.dumps(self.recipe().to_json()))
-            if present != wanted:
-                changed = [
-                    f"{key} was {present[part].get(key)!r}, is {wanted[part].get(key)!r}"
-                    for part in wanted
-                    for key in {**present[part], **wanted[part]}
-                    if present[part].get(key) != wanted[part].get(key)
-                ]
+            if changed := _changed(present["recipe"] | present["data"], wanted["recipe"] | wanted["data"]):
                 raise UserError(
-                    f"{self.folder} holds a run with other choices ({'; '.join(changed)}). "
+                    f"{self.folder} holds a run with other choices ({changed}). "
                     "Name another folder with --out, or remove that one."
                 )
             return
@@ -113,6 +108,30 @@ class Run:
             **{name: installed_version(name) or "unknown" for name in PACKAGES},
         }
         files.write_json(self.config_file, {**wanted, "environment": environment})
+
+    def check_seed(self, recipe: Recipe, data: dict) -> None:
+        """Check that a training differs from this run in its seed alone, and in what bears a seed's number in its name.
+
+        Args:
+            recipe: the other training's, adapted to its data set.
+            data: what `config.json` says of its data, as far as it is known.
+
+        Raises:
+            UserError: it differs in more.
+        """
+        own = self.config().get("data", {})
+        here, there = (
+            json.loads(re.sub(r"seed-\d+", "seed-N", json.dumps(one.changed(seed=0).to_json() | described)))
+            for one, described in (
+                (self.recipe(), {name: own[name] for name in data if name in own}),
+                (recipe, {name: data[name] for name in own if name in data}),
+            )
+        )
+        if changed := _changed(here, there):
+            raise UserError(
+                f"{self.folder} is not the same training with another seed ({changed}): their mean would be that of "
+                "nothing. Give each choice a folder of its own with --out."
+            )
 
     def history(self) -> list[dict]:
         """One row of figures for each epoch that is part of the run."""
@@ -185,9 +204,25 @@ class Run:
         return model
 
 
+def _changed(present: dict, wanted: dict) -> str:
+    """In which values two runs differ, in words; empty where they are alike."""
+    return "; ".join(
+        f"{key} was {present.get(key)!r}, is {wanted.get(key)!r}"
+        for key in {**present, **wanted}
+        if present.get(key) != wanted.get(key)
+    )
+
+
 def runs_in(folder: str | Path) -> list[Run]:
-    """The finished runs of several seeds that a folder holds, in the order of their names; or its own run alone."""
-    return [Run(path) for path in sorted(Path(folder).glob("seed-*")) if Run(path).done] or [Run(folder)]
+    """The finished runs of several seeds that a folder holds, in the order of their names; or its own run alone.
+
+    Raises:
+        UserError: they differ in more than their seeds.
+    """
+    first, *others = [Run(path) for path in sorted(Path(folder).glob("seed-*")) if Run(path).done] or [Run(folder)]
+    for run in others:
+        run.check_seed(first.recipe(), first.config().get("data", {}))
+    return [first, *others]
 
 
 def read_trained(model: keras.Model, file: str | Path) -> None:
