@@ -2,6 +2,7 @@
 
 import csv
 import json
+import resource
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -12,7 +13,7 @@ import optuna
 import pytest
 from matplotlib.figure import Figure
 
-from tfface import labels, tasks
+from tfface import files, labels, tasks
 from tfface.data.pipeline import View
 from tfface.errors import UserError
 from tfface.evaluation.evaluate import Predictions
@@ -253,8 +254,28 @@ def test_bad_input_is_said_in_a_line(data_dir, tmp_path, trained, monkeypatch):
         with pytest.raises(UserError, match="train labels was"):
             sweep(Shade(), tmp_path / "sweep", 1, data_dir)
     (tmp_path / "sweep" / "study.db").write_text("not a data base" * 100)
-    with pytest.raises(UserError, match=r"study\.db cannot be opened"):
+    with pytest.raises(UserError, match=r"study\.db cannot be read or written .*not a database"):
         sweep(Shade(), tmp_path / "sweep", 1, data_dir)
+
+
+def test_a_study_that_cannot_be_written_is_said_and_goes_on_later(data_dir, tmp_path, trained):
+    folder = tmp_path / "sweep"
+    sweep(Shade(), folder, 1, data_dir)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))  # as a full disk
+    try:
+        with pytest.raises(UserError, match=r"study\.db cannot be read or written .* run the same command again"):
+            sweep(Shade(), folder, 2, data_dir)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    sweep(Shade(), folder, 2, data_dir)
+    assert [row["trial"] for row in table(folder)] == ["0", "1"]
+
+
+def test_a_sweep_keeps_other_processes_out(data_dir, tmp_path, trained):
+    with files.held(tmp_path / "sweep", "--out"), pytest.raises(UserError, match="written by another process"):
+        sweep(Shade(), tmp_path / "sweep", 1, data_dir)
+    assert not (tmp_path / "sweep" / "study.db").exists()
 
 
 def test_other_faces_beside_the_data_set_are_another_sweep(data_dir, tmp_path, trained, monkeypatch):

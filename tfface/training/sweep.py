@@ -11,11 +11,12 @@ so that the table says what the search brought.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -59,7 +60,7 @@ def sweep(
     """Search a recipe's hyper-parameters, or go on with a search; print a line a trial.
 
     A search that is killed at any point goes on inside the trial it was in, and comes to the same trials as an unbroken
-    one. A trial whose loss becomes NaN has failed; it counts, as it would fail again. One process at a time.
+    one. A trial whose loss becomes NaN has failed; it counts, as it would fail again.
 
     Args:
         recipe: what is searched; its seed is that of the search and of every trial.
@@ -74,7 +75,7 @@ def sweep(
 
     Raises:
         UserError: no trials were asked for, the recipe has no search space, the folder holds a sweep of something else
-            or a damaged study, every trial failed, or what `fit` raises.
+            or a damaged study, or another process sweeps there, every trial failed, or what `fit` raises.
     """
     if trials < 1:
         raise UserError(f"--trials must be at least 1. Received: {trials}.")
@@ -89,37 +90,38 @@ def sweep(
         data["with_extra"] = pipeline.fingerprint(whole, recipe.train_split)
         data["with_extra labels"] = pipeline.label_digest(whole, recipe.train_split)
     folder = Path(folder)
-    study = _open_study(folder, recipe, {**recipe.to_json(), **data, "bfloat16": bfloat16})
-    while len(_finished(study)) < trials:
-        trial = _next_trial(study, recipe)
-        changed = recipe.changed(**recipe.search_space(trial))
-        run = Run(folder / f"trial-{trial.number:04d}")
-        keras.utils.clear_session()  # else the graphs of all trials stay in memory
-        try:
-            fit(changed, run.folder, data_dir, device, bfloat16, verbose=0)
-        except FloatingPointError as error:
-            trial.set_user_attr("failure", str(error))
-            value = None
-        else:
-            # Of joined data sets one by one: each has labels that the others lack.
-            names = measured_parts(recipe, data_dir)
-            each = {name: predict_split(run, recipe.validation_split, name, data_dir, bfloat16) for name in names}
-            figures = {
-                f"{data} {name}" if "+" in recipe.data else name: value
-                for data, predictions in each.items()
-                for name, value in figures_of(predictions).items()
-            }
-            trial.set_user_attr("figures", figures)
-            trial.set_user_attr("best_epoch", files.read_json(run.done_file, "The end of the trial")["best_epoch"])
-            trial.set_user_attr("seconds", round(sum(row["seconds"] for row in run.history()), 1))
-            value = float(np.mean([score(predictions) for predictions in each.values()]))
-        run.state_file.unlink(missing_ok=True)
-        shutil.rmtree(run.folder / "events", ignore_errors=True)
-        study.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
+    with files.held(folder, "--out"), _database(folder / "study.db"):
+        study = _open_study(folder, recipe, {**recipe.to_json(), **data, "bfloat16": bfloat16})
+        while len(_finished(study)) < trials:
+            trial = _next_trial(study, recipe)
+            changed = recipe.changed(**recipe.search_space(trial))
+            run = Run(folder / f"trial-{trial.number:04d}")
+            keras.utils.clear_session()  # else the graphs of all trials stay in memory
+            try:
+                fit(changed, run.folder, data_dir, device, bfloat16, verbose=0)
+            except FloatingPointError as error:
+                trial.set_user_attr("failure", str(error))
+                value = None
+            else:
+                # Of joined data sets one by one: each has labels that the others lack.
+                names = measured_parts(recipe, data_dir)
+                each = {name: predict_split(run, recipe.validation_split, name, data_dir, bfloat16) for name in names}
+                figures = {
+                    f"{data} {name}" if "+" in recipe.data else name: value
+                    for data, predictions in each.items()
+                    for name, value in figures_of(predictions).items()
+                }
+                trial.set_user_attr("figures", figures)
+                trial.set_user_attr("best_epoch", files.read_json(run.done_file, "The end of the trial")["best_epoch"])
+                trial.set_user_attr("seconds", round(sum(row["seconds"] for row in run.history()), 1))
+                value = float(np.mean([score(predictions) for predictions in each.values()]))
+            run.state_file.unlink(missing_ok=True)
+            shutil.rmtree(run.folder / "events", ignore_errors=True)
+            study.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
+            finished = _finished(study)
+            _write_table(finished, folder / "sweep.csv")
+            print(_line(finished, trials), flush=True)
         finished = _finished(study)
-        _write_table(finished, folder / "sweep.csv")
-        print(_line(finished, trials), flush=True)
-    finished = _finished(study)
     _write_table(finished, folder / "sweep.csv")
     if not _ranked(finished):
         raise UserError(
@@ -176,18 +178,28 @@ def figures_of(predictions: Predictions) -> dict[str, float]:
     return figures
 
 
+@contextlib.contextmanager
+def _database(file: Path) -> Iterator[None]:
+    """Say in words what SQLite refuses inside.
+
+    Raises:
+        UserError: the study is damaged, the disk is full, or nothing can be written there.
+    """
+    try:
+        yield
+    except (sqlalchemy.exc.DatabaseError, optuna.exceptions.StorageInternalError) as error:
+        reason = getattr(error if hasattr(error, "orig") else error.__cause__, "orig", error)
+        raise UserError(
+            f"{file} cannot be read or written as an Optuna study ({reason}). Where the disk is full or read-only, "
+            "mend that and run the same command again; else name another folder with --out."
+        ) from error
+
+
 def _open_study(folder: Path, recipe: Recipe, searched: dict) -> optuna.Study:
     """The study of a folder, made when absent; SQLite, as its transactions survive a kill."""
-    files.make_folder(folder)
-    file = folder / "study.db"
-    try:
-        study = optuna.create_study(
-            storage=f"sqlite:///{file}", study_name="sweep", direction="maximize", load_if_exists=True
-        )
-    except sqlalchemy.exc.DatabaseError as error:
-        raise UserError(
-            f"{file} cannot be opened as an Optuna study ({error.orig}). Name another folder with --out, or remove it."
-        ) from error
+    study = optuna.create_study(
+        storage=f"sqlite:///{folder / 'study.db'}", study_name="sweep", direction="maximize", load_if_exists=True
+    )
     wanted = json.loads(json.dumps(searched))
     present = study.user_attrs.get("searched")
     if present is None:
