@@ -1,6 +1,7 @@
 """`tfface prune`: a file or a run becomes a smaller network and a table; what cannot be is one line."""
 
 import json
+import shutil
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -129,9 +130,23 @@ def test_what_is_left_of_a_run_is_trained_and_measured_as_the_run_was(run, data_
     known = evaluate(predict_split(run, "test", data_dir=data_dir, progress=False))
     assert accuracy["base"] == known["tasks"]["gender"]["accuracy"]["value"]
     trained = keras.saving.load_model(tmp_path / "pruned.keras")
+    assert not trained.compiled
+    assert rows_of(result)["file, MB"]["pruned"] < rows_of(result)["file, MB"]["base"]
     cut = keras.saving.load_model(run.trained_file, compile=False)
     assert trained.get_layer("second").filters == 24
     assert np.abs(trained.get_layer("stem").get_weights()[0] - cut.get_layer("stem").get_weights()[0]).max() > 0
+
+
+def test_what_is_left_of_another_network_is_not_the_same_training(run, data_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "latency", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(Retraining, "figures", lambda *_: {})
+    again = Run(shutil.copytree(run.folder, tmp_path / "run"))
+    prune_checkpoint(again.folder, 0.25, finetune=1, data_dir=data_dir)
+    model = again.model()
+    model.get_layer("stem").set_weights([2 * weight for weight in model.get_layer("stem").get_weights()])
+    again.save_trained(model)
+    with pytest.raises(UserError, match=r"holds a run with other choices \(model was .*network"):
+        prune_checkpoint(again.folder, 0.25, finetune=1, data_dir=data_dir)
 
 
 def test_what_is_left_is_fitted_to_the_whole_network(file, data_dir, tmp_path):

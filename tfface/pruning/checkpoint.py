@@ -156,6 +156,8 @@ def prune_checkpoint(
             "larger --ratio or a smaller --multiple-of."
         )
     measured = bool(data or finetune)
+    # A training that was begun from other weights, as of a run that went on since, is another one.
+    begun = {**choices, "network": model_fingerprint(base)}
     figures = [retraining.figures(base)] if measured else []
     # Training changes the base: what it costs does not change, but a network of its own is timed beside the pruned one.
     if reconstruct:
@@ -167,14 +169,16 @@ def prune_checkpoint(
 
         steps = _schedule(schedule, ratio, finetune * retraining.steps)
         pruning = FilterPruning(steps, method, **choice, **taylor, untouched=untouched)
-        retraining.fit(pruned, out / "training", {**choices, "schedule": schedule}, [pruning])
+        retraining.fit(pruned, out / "training", {**begun, "schedule": schedule}, [pruning])
         # From the weights: a training that had come to its end before has no step in which to choose.
         keep = nonzero_channels(pruned, groups)
         pruned = cut(pruned, keep, groups)
     elif finetune:
         # A training of what was only cut is not that of what was fitted too, and the other way round.
         start = {"reconstruct": reconstruct, "faces": faces} if reconstruct else {}
-        retraining.fit(pruned, out / "training", {**choices, **start})
+        retraining.fit(pruned, out / "training", {**begun, **start})
+        # Around the same layers and not compiled: the optimizer's state stays out of the file.
+        pruned = keras.Model(pruned.input, pruned.output, name=pruned.name)
     if measured:
         figures.append(retraining.figures(pruned))
 
