@@ -1,5 +1,6 @@
 """Files of a training that were cut off: one line says which, and what to do."""
 
+import errno
 from types import SimpleNamespace
 
 import keras
@@ -28,6 +29,20 @@ def test_a_state_that_was_cut_off(share, tmp_path):
     run.state_file.write_bytes(data[: int(share * len(data))])
     with pytest.raises(UserError, match=r"state.npz is damaged .* Remove it"):
         run.restore_state(model)
+
+
+def test_figures_stay_where_the_new_network_cannot_be_written(tmp_path):
+    run = Run(tmp_path)
+    run.figures_file.write_text("{}")
+
+    def save(path):
+        raise OSError(errno.ENOSPC, "no room")
+
+    with pytest.raises(UserError, match=r"The disk is full: .*trained\.keras"):
+        run.save_trained(SimpleNamespace(save=save))
+    assert run.figures_file.exists()
+    run.save_trained(small_model())
+    assert not run.figures_file.exists()
 
 
 @pytest.mark.parametrize("size", [0, 60, 500])

@@ -141,10 +141,10 @@ class Run:
 
     def save_trained(self, model: keras.Model) -> None:
         """Write the trained part, aside and renamed. What was measured of the one before is no longer the run's."""
-        for stale in (self.figures_file, *self.folder.glob("predictions-*.npz")):
-            stale.unlink(missing_ok=True)
         with files.written_aside(self.trained_file) as aside:
             model.save(aside)
+            for stale in (self.figures_file, *self.folder.glob("predictions-*.npz")):
+                stale.unlink(missing_ok=True)
 
     def save_state(self, model: keras.Model, history: list[dict]) -> None:
         """Write the whole state at an epoch's end, aside and renamed."""
