@@ -2,7 +2,8 @@ import keras
 import numpy as np
 import pytest
 
-from tfface.optimizers import DiscriminativeAdam, DiscriminativeSGD, discriminative
+from tfface.errors import UserError
+from tfface.optimizers import DiscriminativeAdam, DiscriminativeSGD, discriminative, discriminative_factors
 
 
 def small_model():
@@ -79,6 +80,48 @@ def test_weight_decay_goes_with_the_rate(optimizer_class):
     ):
         np.testing.assert_allclose(now, was * shrunk**2, rtol=1e-5)
     assert optimizer.weight_decay == 0.1
+
+
+def test_weight_decay_that_replicas_make_in_turns_goes_with_the_rate():
+    waiting = []
+
+    class Merged(
+        keras.optimizers.SGD
+    ):  # as in merge_call: once the last replica has come, what the first one asked for
+        def _apply_weight_decay(self, variables):
+            waiting.append((self, variables))
+
+    model = small_model()
+    before = model.get_weights()
+    optimizer = discriminative(Merged)(0.1, weight_decay=0.1, factors={"low": 0.01})
+    optimizer.build(model.trainable_variables)
+    for _replica in range(2):
+        optimizer._apply_weight_decay(model.trainable_variables)
+    for each, variables in waiting[: len(waiting) // 2]:
+        keras.optimizers.SGD._apply_weight_decay(each, variables)
+    shrunk = [now / was for was, now in zip(before[::2], model.get_weights()[::2], strict=True)]
+    np.testing.assert_allclose(shrunk[0], 0.9999, rtol=1e-5)
+    np.testing.assert_allclose(shrunk[1], 0.99, rtol=1e-5)
+
+
+def test_the_decay_that_muon_has_of_its_own_goes_with_the_rate():
+    model = small_model()
+    model.get_layer("low").bias.assign(np.ones(4))  # Muon leaves biases to Adam, with another decay
+    optimizer = discriminative(keras.optimizers.Muon)(0.1, adam_weight_decay=0.1, factors={"low": 0})
+    model.compile(optimizer, "mse")
+    model.fit(np.ones((8, 3)), np.ones((8, 1)), batch_size=8, verbose=0)
+    np.testing.assert_array_equal(model.get_layer("low").bias, np.ones(4))
+
+
+def test_another_class_of_the_same_name_is_not_mistaken():
+    first, second = (type("Mine", (base,), {}) for base in (keras.optimizers.SGD, keras.optimizers.Adam))
+    assert issubclass(discriminative(first), keras.optimizers.SGD)
+    assert issubclass(discriminative(second), keras.optimizers.Adam)
+
+
+def test_names_in_place_of_groups_are_refused():
+    with pytest.raises(UserError, match="lists of names"):
+        discriminative_factors(["stem", "bulk"], 1e-5, 1e-4)
 
 
 def test_its_variables_are_its_own():

@@ -31,7 +31,7 @@ def discriminative(optimizer_class: type[keras.optimizers.Optimizer]) -> type[ke
     """
     name = f"Discriminative{optimizer_class.__name__}"
     registered = keras.saving.get_registered_object(f"tfface>{name}")
-    if registered is not None:
+    if registered is not None and registered.__base__ is optimizer_class:  # not another class of the same name
         return registered
 
     class Discriminative(optimizer_class):
@@ -62,25 +62,34 @@ def discriminative(optimizer_class: type[keras.optimizers.Optimizer]) -> type[ke
             return self.factor_of(self._trainable_variables[self._get_variable_index(variable)].path)
 
         def _apply_weight_decay(self, variables):
-            # Keras takes the learning rate times the weight decay off each variable; the factor belongs to the rate.
-            decay = self.weight_decay
-            if decay is None:
-                return
             alike = {}
             for variable in variables:
                 alike.setdefault(self._factor(variable), []).append(variable)
-            try:
-                for factor, members in alike.items():
-                    self.weight_decay = decay * factor
-                    super()._apply_weight_decay(members)
-            finally:
-                self.weight_decay = decay
+            for factor, members in alike.items():
+                optimizer_class._apply_weight_decay(_WithFactor(self, factor), members)
 
         def get_config(self):
             return {**super().get_config(), "factors": self.factors}
 
     Discriminative.__name__ = Discriminative.__qualname__ = name
     return keras.saving.register_keras_serializable(package="tfface")(Discriminative)
+
+
+class _WithFactor:
+    """An optimizer at a learning rate of its own, of which Keras takes a share off each variable as weight decay.
+
+    Nothing is changed for a while in the optimizer itself: the replicas of tf.distribute take turns amid the decay.
+    """
+
+    def __init__(self, optimizer, factor):
+        self._optimizer, self._factor = optimizer, factor
+
+    def __getattr__(self, name):
+        return getattr(self._optimizer, name)
+
+    @property
+    def learning_rate(self):
+        return self._optimizer.learning_rate * self._factor
 
 
 DiscriminativeAdam = discriminative(keras.optimizers.Adam)
@@ -105,7 +114,7 @@ def discriminative_factors(groups: Sequence[Sequence[str]], low: float, high: fl
         name -> factor in (0, 1], for the `factors` of a discriminative optimizer.
 
     Raises:
-        UserError: rates out of order, no group, or a name that stands twice.
+        UserError: rates out of order, no group, a name in place of a group, or a name that stands twice.
 
     Example:
         factors = discriminative_factors([["stem", "stage1"], ["stage2"], ["head"]], 1e-5, 1e-4)
@@ -114,8 +123,8 @@ def discriminative_factors(groups: Sequence[Sequence[str]], low: float, high: fl
     if not 0 < low <= high:
         raise UserError(f"Learning rates must hold 0 < low <= high. Received: low={low}, high={high}.")
     names = [name for group in groups for name in group]
-    if not names or len(names) != len(set(names)):
-        raise UserError(f"Groups must name layers, each in one group only. Received: {groups}.")
+    if any(isinstance(group, str) for group in groups) or not names or len(names) != len(set(names)):
+        raise UserError(f"Groups must be lists of names of layers, each name in one group only. Received: {groups}.")
     last = len(groups) - 1
     return {
         name: (low / high) ** ((last - index) / max(1, last)) for index, group in enumerate(groups) for name in group
