@@ -162,6 +162,15 @@ def test_indices_of_classes_are_refused_where_shares_are_wanted(loss, indices):
         loss(indices.astype("float32"), np.full((4, 3), 1 / 3, "float32"))
 
 
+@pytest.mark.parametrize("make", [AgeDistributionLoss, MeanAgeError])
+def test_ages_and_years_that_would_be_spread_over_the_classes_are_refused(make):
+    said = np.full((4, 3), 1 / 3, "float32")
+    with pytest.raises(ValueError, match="shape of the predictions"):
+        make([10, 20, 30])(np.array([[10.0], [20.0], [30.0], [10.0]], "float32"), said)
+    with pytest.raises(ValueError, match="1 years, 3 classes"):
+        make([10])(said, said)
+
+
 def test_margins_take_indices_with_and_without_an_axis():
     cosines = np.random.default_rng(0).uniform(-1, 1, (4, 3)).astype("float32")
     indices = np.array([1, 0, 2, 1])
@@ -172,7 +181,13 @@ def test_margins_take_indices_with_and_without_an_axis():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: CrossentropyLoss(1.0), lambda: FocalLoss(alpha=2), lambda: FocalLoss(gamma=-1)]
+    "make",
+    [
+        lambda: CrossentropyLoss(1.0),
+        lambda: FocalLoss(alpha=2),
+        lambda: FocalLoss(gamma=-1),
+        lambda: AgeDistributionLoss([1], -1),
+    ],
 )
 def test_what_is_out_of_range_is_refused(make):
     with pytest.raises(ValueError, match="Expected"):

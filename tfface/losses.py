@@ -21,6 +21,22 @@ def _alike(y_true, y_pred):
     return ops.cast(y_true, "float32"), ops.cast(y_pred, "float32")
 
 
+def age_difference(y_true, y_pred, years):
+    """Mean age of the target less that of the prediction, years, `(batch,)` float32.
+
+    Args:
+        y_true, y_pred: distributions of shape `(batch, k)`, rows that sum to 1.
+        years: age of each class, length k.
+
+    Raises:
+        ValueError: targets of another shape than the predictions, or another number of years than of classes.
+    """
+    y_true, y_pred = _alike(y_true, y_pred)
+    if y_pred.shape[-1] != len(years):
+        raise ValueError(f"Expected a year for each class. Received: {len(years)} years, {y_pred.shape[-1]} classes.")
+    return ops.sum((y_true - y_pred) * ops.convert_to_tensor(years, dtype="float32"), axis=-1)
+
+
 def _log(probabilities):
     """Logarithm that stays finite, and whose slope vanishes below `LEAST` only."""
     return ops.log(ops.maximum(probabilities, LEAST))
@@ -81,7 +97,8 @@ class AgeDistributionLoss(keras.losses.Loss):
     Inputs: `y_true` and `y_pred` of shape `(batch, k)`, rows that sum to 1.
 
     Raises:
-        ValueError: targets of another shape than the predictions.
+        ValueError: a negative weight, targets of another shape than the predictions, or another number of years than of
+            classes.
     """
 
     def __init__(
@@ -93,15 +110,15 @@ class AgeDistributionLoss(keras.losses.Loss):
         dtype=None,
     ):
         super().__init__(reduction=reduction, name=name, dtype=dtype or "float32")
+        if not expectation_weight >= 0:
+            raise ValueError(f"Expected an expectation_weight >= 0. Received: {expectation_weight}")
         self.years = [float(year) for year in years]
         self.expectation_weight = float(expectation_weight)
 
     def call(self, y_true, y_pred):
         y_true, y_pred = _alike(y_true, y_pred)
         crossentropy = -ops.sum(y_true * _log(y_pred), axis=-1)
-        years = ops.convert_to_tensor(self.years, dtype=y_pred.dtype)
-        difference = ops.sum((y_true - y_pred) * years, axis=-1)
-        return crossentropy + self.expectation_weight * ops.abs(difference)
+        return crossentropy + self.expectation_weight * ops.abs(age_difference(y_true, y_pred, self.years))
 
     def get_config(self):
         return {

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from tfface.losses import age_difference
+
 
 @keras.saving.register_keras_serializable(package="tfface")
 class MeanAgeError(keras.metrics.MeanMetricWrapper):
@@ -12,6 +14,10 @@ class MeanAgeError(keras.metrics.MeanMetricWrapper):
         years: age of each class, years, length k.
 
     Inputs: `y_true` and `y_pred` of shape `(batch, k)`, rows that sum to 1.
+
+    Raises:
+        ValueError: targets of another shape than the predictions (an age instead of a distribution, say), or another
+            number of years than of classes.
     """
 
     def __init__(self, years, name="mae", dtype=None):
@@ -19,9 +25,7 @@ class MeanAgeError(keras.metrics.MeanMetricWrapper):
         super().__init__(self._error, name=name, dtype=dtype)
 
     def _error(self, y_true, y_pred):
-        years = ops.convert_to_tensor(self.years, dtype="float32")
-        y_true, y_pred = ops.cast(y_true, "float32"), ops.cast(y_pred, "float32")
-        return ops.abs(ops.sum((y_true - y_pred) * years, axis=-1))
+        return ops.abs(age_difference(y_true, y_pred, self.years))
 
     def get_config(self):
         return {"name": self.name, "dtype": self.dtype, "years": self.years}
