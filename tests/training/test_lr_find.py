@@ -290,6 +290,17 @@ def test_a_model_that_is_not_ready_is_said():
         find_learning_rate(model, ones(4))
 
 
+def test_a_model_without_one_rate_or_without_a_loss_is_said():
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.MultiOptimizer(lambda variable: keras.optimizers.SGD()), "mse")
+    with pytest.raises(UserError, match="one learning rate"):
+        find_learning_rate(model, ones(4))
+    model.compile("sgd", "mse")
+    model.train_step = lambda data: {"own": keras.ops.sum(data[0])}
+    with pytest.raises(UserError, match="Received: own"):
+        find_learning_rate(model, ones(4))
+
+
 def test_a_loss_that_diverges_at_once_is_said():
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")

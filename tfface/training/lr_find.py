@@ -142,8 +142,9 @@ def find_learning_rate(
         The curve, up to the step at which the loss diverged.
 
     Raises:
-        UserError: an argument out of its range, a model that is not compiled or not built, data that end too early,
-            or a loss that diverges before anything was learned.
+        UserError: an argument out of its range, a model that is not compiled or not built, has no optimizer with one
+            learning rate, or whose own `train_step` gives no `loss`, data that end too early, or a loss that diverges
+            before anything was learned.
 
     Example:
         curve = find_learning_rate(model, training_data)
@@ -160,6 +161,11 @@ def find_learning_rate(
         raise UserError(
             "A range test needs a model that is built and compiled as for training. Received: "
             f"compiled={model.compiled}, built={model.built}. Call model.compile(...), and the model on one batch."
+        )
+    if not hasattr(model.optimizer, "learning_rate"):  # one of several optimizers has none either
+        raise UserError(
+            "A range test needs a model that was compiled with an optimizer of one learning rate. Received: "
+            f"{type(model.optimizer).__name__}."
         )
     bar = tqdm(total=steps, desc="learning rates", unit="step", disable=None if progress else True)
     test = _RangeTest(np.geomspace(lowest, highest, steps), smoothing, stop_factor, bar)
@@ -248,6 +254,11 @@ class _RangeTest(keras.callbacks.Callback):
         model.reset_metrics()  # the loss that Keras reports is the mean since the last reset
 
     def on_train_batch_end(self, batch, logs=None):
+        if "loss" not in logs:
+            raise UserError(
+                "A range test watches the figure `loss` that each step gives: expected it from the model's train_step. "
+                f"Received: {', '.join(logs) or 'none'}."
+            )
         loss = float(logs["loss"])
         if math.isfinite(loss):
             self.losses.append(loss)
