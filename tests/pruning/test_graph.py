@@ -173,6 +173,10 @@ BY_PLACE = {
     "triu": (lambda x: _conv(ops.triu(_conv(x, 6, "seen")), 4, "next"), "goes by the places"),
     "roll of all": (lambda x: _conv(ops.roll(_conv(x, 6, "seen"), 6), 4, "next"), "goes by the places"),
     "ranks": (_ranked, "each of its channels otherwise"),
+    "noise": (
+        lambda x: _conv(layers.Dropout(0.5, (None, 1, 1, 6))(_conv(x, 6, "seen")), 4, "next"),
+        "counts its channels in noise_shape",
+    ),
     "an initial value": (_largest, "not 0 at 0"),
 }
 

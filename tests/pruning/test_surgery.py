@@ -140,6 +140,18 @@ def _shared(x):
     return norm(twice(norm(twice(_conv(x)))))
 
 
+def _nested_by_names(x):
+    second, first = keras.Input((8, 8, 8), name="z"), keras.Input((8, 8, 8), name="a")
+    inner = keras.Model([second, first], layers.Concatenate()([_conv(second, 4), _conv(first, 6)]))
+    return inner({"a": _conv(x), "more": x, "z": _conv(x)})
+
+
+def _nested_on_two_layouts(x):
+    cube = keras.Input((8, 8, 8))
+    inner = keras.Model(cube, layers.ReLU()(cube))
+    return _conv(layers.Concatenate()([inner(x), inner(layers.Permute((3, 1, 2))(x))]))
+
+
 def _unit_lengths(x):
     x = layers.BatchNormalization()(layers.UnitNormalization()(_conv(x, activation="sigmoid")))
     return _conv(layers.BatchNormalization()(layers.UnitNormalization()(_conv(x))))
@@ -219,6 +231,8 @@ GRAPHS = {
         _sigmoids,
         _sequences,
         _nested,
+        _nested_by_names,
+        _nested_on_two_layouts,
         _shared,
     )
 } | {

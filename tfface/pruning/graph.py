@@ -150,6 +150,18 @@ def calls(graph):
         yield from (node for node in graph._nodes_by_depth[depth] if not node.is_input)
 
 
+def given(node) -> list:
+    """The tensors that a call gives to a model, in the order of the model's inputs.
+
+    Keras lists those of a call in the order in which they stand there, which for a dict is that of its keys.
+    """
+    graph = graph_of(node.operation)
+    tensors = node.arguments.args[0] if node.arguments.args else node.arguments.kwargs["inputs"]
+    if isinstance(tensors, dict) and not isinstance(graph._inputs_struct, dict):
+        tensors = [tensors[each.name] for each in graph.inputs]
+    return keras.tree.flatten(tensors)[: len(graph.inputs)]
+
+
 def is_model(operation) -> bool:
     """Whether a node of the graph is itself a graph."""
     return isinstance(operation, keras.Sequential) or hasattr(operation, "_nodes_by_depth")
@@ -208,7 +220,7 @@ class Trace:
             shapes = [tuple(tensor.shape) for tensor in node.output_tensors]
             call = Call(self, layer, path, sources, shapes, node.arguments.args, node.arguments.kwargs)
             if is_model(layer) and not self._is_untouched(path):
-                outputs = self.run(layer, sources, f"{path}/")
+                outputs = self.run(layer, [known[id(tensor)] for tensor in given(node)], f"{path}/")
             elif self._is_untouched(path):
                 outputs = call.leave("is kept as it is")
                 for source in sources:
@@ -294,11 +306,11 @@ class Trace:
 
     def set(self, layer, key, numbers, value: Callable[[int], object]):
         """Write down that a setting of a layer depends on how many of some channels are left."""
-        known, _ = self.settings.setdefault((id(layer), key), (numbers, value))
-        if len(known) == len(numbers):
+        known, first = self.settings.setdefault((id(layer), key), (numbers, value))
+        if len(known) == len(numbers) and first(1) == value(1):
             self.unite(known, numbers)
         else:
-            self.pin(np.concatenate([known, numbers]), "a shared layer is called on tensors of different sizes")
+            self.pin(np.concatenate([known, numbers]), "a shared layer is called on tensors of different shapes")
 
     def check(self):
         """Raise a `UserError` where a layer that is not understood stands amid channels that could be cut."""

@@ -11,7 +11,7 @@ from keras import layers
 
 from tfface.errors import UserError
 from tfface.layers.margin import CosineSimilarity
-from tfface.pruning.graph import calls, graph_of, is_model
+from tfface.pruning.graph import calls, given, graph_of, is_model
 
 KERNELS = {
     (layers.Conv1D, layers.Conv2D, layers.Conv3D, layers.Dense): ("kernel",),
@@ -90,7 +90,7 @@ def _count(graph, inputs, left_out):
         layer = node.operation
         arguments, keywords = node.arguments.fill_in(known)
         if is_model(layer):
-            count, outputs = _count(graph_of(layer), [known[id(tensor)] for tensor in node.input_tensors], left_out)
+            count, outputs = _count(graph_of(layer), [known[id(tensor)] for tensor in given(node)], left_out)
             total += count
         else:
             outputs = keras.tree.flatten(layer.compute_output_spec(*arguments, **keywords))

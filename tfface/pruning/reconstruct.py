@@ -14,7 +14,7 @@ from keras import ops
 from tqdm import tqdm
 
 from tfface.pruning.channels import PRODUCER
-from tfface.pruning.graph import ChannelGroup, calls, channel_groups, find_layers, graph_of, is_model
+from tfface.pruning.graph import ChannelGroup, calls, channel_groups, find_layers, given, graph_of, is_model
 from tfface.pruning.surgery import chosen, cut
 
 CHUNK = 64
@@ -112,10 +112,8 @@ class _Fit:
             layer, copy = (node.operation for node in nodes)
             path = prefix + layer.name
             if is_model(layer) and times[id(layer)] == 1:
-                given = [
-                    [values[id(each)] for each in node.input_tensors] for node, values in zip(nodes, known, strict=True)
-                ]
-                results = self.run(layer, copy, given, f"{path}/")
+                own = [[values[id(each)] for each in given(node)] for node, values in zip(nodes, known, strict=True)]
+                results = self.run(layer, copy, own, f"{path}/")
             else:
                 if _can_be_fitted(layer) and times[id(layer)] == 1:
                     self.fit(self.stays.get(path), nodes, known, readers)

@@ -259,7 +259,11 @@ def _whole(call):
 )
 def unchanged(call: Call) -> Channels:
     """Rule of a layer that, when the model predicts, passes its channels on as they are."""
-    return call.inputs[0]
+    channels = call.inputs[0]
+    noise = getattr(call.layer, "noise_shape", None)
+    if noise and noise[channels.axis] not in (1, None):
+        call.pin(channels, "counts its channels in noise_shape")
+    return channels
 
 
 RULES["keras.src.applications.convnext.StochasticDepth"] = unchanged
