@@ -148,6 +148,16 @@ def test_a_norm_along_another_axis_takes_no_offset():
     np.testing.assert_array_equal(fitted.get_layer("norm").moving_mean, model.get_layer("norm").moving_mean)
 
 
+def test_a_norm_that_reads_two_layers_takes_no_offset_of_either():
+    image = keras.Input((12, 10, 3))
+    x = layers.Conv2D(12, 3, activation="relu", name="first")(image)
+    norm = layers.BatchNormalization(name="norm")
+    outputs = [norm(layers.Conv2D(5, 3, use_bias=False, name=name)(x)) for name in ("one", "other")]
+    model = filled(keras.Model(image, outputs))
+    fitted = reconstruct(model, {"first": np.arange(6)}, [images()])
+    np.testing.assert_array_equal(fitted.get_layer("norm").moving_mean, model.get_layer("norm").moving_mean)
+
+
 def test_what_cannot_be():
     with pytest.raises(ValueError, match="Received none"):
         reconstruct(residual(), {}, [])

@@ -209,11 +209,13 @@ def _read(layer, inputs: np.ndarray, places) -> np.ndarray:
 
 
 def _norm_behind(node, readers):
-    """The batch norm of the smaller model that alone reads the outputs of a layer of the whole, if there is one."""
+    """The batch norm of the smaller model that alone reads the outputs of a layer of the whole, and nothing else."""
     following = readers.get(id(node.output_tensors[0]), ())
     linear = node.operation.activation is keras.activations.linear
     if len(following) == 1 and linear and isinstance(following[0][0].operation, keras.layers.BatchNormalization):
-        return following[0][1].operation if _along_last(following[0][0]) else None
+        norm = following[0][0].operation
+        alone = sum(nodes[0].operation is norm for each in readers.values() for nodes in each) == 1
+        return following[0][1].operation if alone and _along_last(following[0][0]) else None
     return None
 
 
