@@ -185,6 +185,13 @@ def _embedded():
     return keras.Model(words, layers.Dense(2)(layers.GlobalAveragePooling1D()(layers.Embedding(20, 6)(words))))
 
 
+def _of_a_table():
+    words = keras.Input((7,), dtype="int32")
+    table = keras.initializers.Constant(np.random.default_rng(0).normal(size=(20, 6)))
+    x = layers.Embedding(20, 6, embeddings_initializer=table, trainable=False)(words)
+    return keras.Model(words, layers.Dense(2)(layers.GlobalAveragePooling1D()(x)))
+
+
 def _attended_and_recurrent():
     words = keras.Input((7,), dtype="int32")
     x = layers.Dense(6, activation="relu")(layers.Embedding(20, 8, name="words")(words))
@@ -240,6 +247,7 @@ GRAPHS = {
     "decoder": _decoder,
     "sequential": _sequential,
     "embedded": _embedded,
+    "of_a_table": _of_a_table,
     "attended_and_recurrent": _attended_and_recurrent,
     "channels_first": _channels_first,
 }

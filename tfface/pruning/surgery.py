@@ -132,6 +132,16 @@ def chosen(model, keep, groups):
     return pairs
 
 
+def _without_tables(operation) -> dict:
+    """The config of a layer, without initial values that are arrays: they would fit no smaller weights."""
+    config = operation.get_config()
+    for key in (key for key in config if key.endswith("_initializer")):
+        initializer = getattr(operation, key, None)
+        if isinstance(initializer, keras.initializers.Constant) and np.ndim(initializer.value):
+            config[key] = "zeros"
+    return config
+
+
 class _Surgeon:
     """Calls every layer anew, with the settings and the weights that are left."""
 
@@ -178,7 +188,7 @@ class _Surgeon:
             if is_model(operation):
                 copy = self.rebuild(operation)
             else:
-                settings = operation.get_config() | self.settings.get(id(operation), {})
+                settings = _without_tables(operation) | self.settings.get(id(operation), {})
                 try:
                     copy = type(operation).from_config(settings)
                 except (TypeError, ValueError) as error:
