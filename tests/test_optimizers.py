@@ -85,9 +85,7 @@ def test_weight_decay_goes_with_the_rate(optimizer_class):
 def test_weight_decay_that_replicas_make_in_turns_goes_with_the_rate():
     waiting = []
 
-    class Merged(
-        keras.optimizers.SGD
-    ):  # as in merge_call: once the last replica has come, what the first one asked for
+    class Merged(keras.optimizers.SGD):  # as in merge_call: what all asked for, once the last replica has come
         def _apply_weight_decay(self, variables):
             waiting.append((self, variables))
 
@@ -111,6 +109,22 @@ def test_the_decay_that_muon_has_of_its_own_goes_with_the_rate():
     model.compile(optimizer, "mse")
     model.fit(np.ones((8, 3)), np.ones((8, 1)), batch_size=8, verbose=0)
     np.testing.assert_array_equal(model.get_layer("low").bias, np.ones(4))
+
+
+def test_a_decay_that_goes_on_to_that_of_the_base_class_goes_with_the_rate():
+    class Twice(keras.optimizers.SGD):
+        def _apply_weight_decay(self, variables):
+            super()._apply_weight_decay(variables)
+            super()._apply_weight_decay(variables)
+
+    model = small_model()
+    before = model.get_weights()
+    optimizer = discriminative(Twice)(0.1, weight_decay=0.1, factors={"low": 0.01})
+    optimizer.build(model.trainable_variables)
+    optimizer._apply_weight_decay(model.trainable_variables)
+    shrunk = [now / was for was, now in zip(before[::2], model.get_weights()[::2], strict=True)]
+    np.testing.assert_allclose(shrunk[0], 0.9999**2, rtol=1e-5)
+    np.testing.assert_allclose(shrunk[1], 0.99**2, rtol=1e-5)
 
 
 def test_another_class_of_the_same_name_is_not_mistaken():

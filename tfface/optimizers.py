@@ -88,6 +88,10 @@ class _WithFactor:
         return getattr(self._optimizer, name)
 
     @property
+    def __class__(self):  # what `super()` asks for in a decay that goes on to that of a base class
+        return type(self._optimizer)
+
+    @property
     def learning_rate(self):
         return self._optimizer.learning_rate * self._factor
 

@@ -94,7 +94,7 @@ class Run:
                 present["data"]["labels"] = {**wanted["data"]["labels"], **present["data"].get("labels", {})}
             if present["recipe"].get("recipe") == wanted["recipe"]["recipe"]:  # fields that came later: their defaults
                 present["recipe"] = json.loads(json.dumps(self.recipe().to_json()))
-            if changed := _changed(present["recipe"] | present["data"], wanted["recipe"] | wanted["data"]):
+            if changed := differences(present["recipe"] | present["data"], wanted["recipe"] | wanted["data"]):
                 raise UserError(
                     f"{self.folder} holds a run with other choices ({changed}). "
                     "Name another folder with --out, or remove that one."
@@ -127,7 +127,7 @@ class Run:
                 (recipe, {name: data[name] for name in own if name in data}),
             )
         )
-        if changed := _changed(here, there):
+        if changed := differences(here, there):
             raise UserError(
                 f"{self.folder} is not the same training with another seed ({changed}): their mean would be that of "
                 "nothing. Give each choice a folder of its own with --out."
@@ -204,7 +204,7 @@ class Run:
         return model
 
 
-def _changed(present: dict, wanted: dict) -> str:
+def differences(present: dict, wanted: dict) -> str:
     """In which values two runs differ, in words; empty where they are alike."""
     return "; ".join(
         f"{key} was {present.get(key)!r}, is {wanted.get(key)!r}"

@@ -38,7 +38,7 @@ from tfface.evaluation.pages import Code, Page, Picture, Section, Table, Text, T
 from tfface.evaluation.predictions import measured_parts, predict_split
 from tfface.recipes.recipe import Recipe
 from tfface.training.fit import fit
-from tfface.training.run import Run
+from tfface.training.run import Run, differences
 
 SCORE = (
     "The score is the mean skill over the tasks on validation, 1 - error / error of the best constant answer: 0 for a "
@@ -211,15 +211,9 @@ def _open_study(folder: Path, recipe: Recipe, searched: dict) -> optuna.Study:
         **{key: value for key, value in wanted.items() if key.endswith(" labels")},
         **(present or wanted),
     }
-    if present != wanted:
-        changed = [
-            f"{key} was {present.get(key)!r}, is {wanted.get(key)!r}"
-            for key in {**present, **wanted}
-            if present.get(key) != wanted.get(key)
-        ]
+    if changed := differences(present, wanted):
         raise UserError(
-            f"{folder} holds a sweep with other choices ({'; '.join(changed)}). Name another folder with --out, or "
-            "remove that one."
+            f"{folder} holds a sweep with other choices ({changed}). Name another folder with --out, or remove it."
         )
     return study
 
