@@ -1,6 +1,7 @@
 """`tfface verify` on a small set of pairs: from prepared images to figures, for a network from a file."""
 
 import json
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -92,6 +93,18 @@ def test_embeddings_come_from_the_cache_and_mirrors_hold_the_plain_ones(people, 
     np.testing.assert_allclose(both[:, :32], plain, atol=1e-6)
     monkeypatch.setattr("tfface.evaluation.embeddings._compute", None)  # would fail if it were asked again
     np.testing.assert_array_equal(embed_images(embedder, images)[1], both[:, :32])
+
+
+def test_an_image_and_its_mirror_count_alike_whatever_the_length_of_their_embeddings(people, network):
+    whole = load_embedder(str(network))
+    before_length_one = keras.Model(whole.model.input, whole.model.get_layer("embedding").input)
+    _, images, _ = read_pairs("people", people, whole.crop)
+    both = embed_images(replace(whole, model=before_length_one), images, mirror=True)[1]
+    np.testing.assert_allclose(both, embed_images(whole, images, mirror=True)[1], atol=1e-6)
+    last = before_length_one.layers[-1]
+    last.set_weights([np.full_like(weight, np.nan) for weight in last.get_weights()])
+    with pytest.raises(UserError, match="not finite"):
+        embed_images(replace(whole, model=before_length_one), images)
 
 
 def test_a_pair_that_names_somebody_unknown_is_an_error(people, network, monkeypatch):

@@ -187,8 +187,11 @@ def embed_images(embedder: Embedder, builder: pipeline.Builder, mirror: bool = F
     """Embeddings of every image of a prepared data set, from the cache or computed and put there.
 
     Returns:
-        `(keys, embeddings, without_face)`: names of the images, `(images, width)` float32, and the names of those in
-        which no face was found.
+        `(keys, embeddings, without_face)`: names of the images, `(images, width)` float32, that of each view of length
+        1, and the names of those in which no face was found.
+
+    Raises:
+        UserError: embeddings that point nowhere.
     """
     split = _split(builder)
     keys = pipeline.label_arrays(builder, split)["key"]
@@ -203,11 +206,17 @@ def embed_images(embedder: Embedder, builder: pipeline.Builder, mirror: bool = F
         with files.written_aside(cache) as aside:
             np.savez(aside, embeddings=embeddings, without_face=np.array(without_face, dtype=str))
     stored = load_cached(cache)
-    embeddings, without_face = stored["embeddings"], stored["without_face"].tolist()
-    if not mirror:
-        embeddings = embeddings[:, : embedder.model.output_shape[-1]]
+    views = stored["embeddings"].reshape(len(keys), -1, embedder.model.output_shape[-1])[:, : 1 + mirror]
+    lengths = np.linalg.norm(views, axis=2, keepdims=True)
+    if not (np.isfinite(lengths) & (lengths > 0)).all():
+        raise UserError(
+            f"{embedder.name} gives embeddings that are not finite or all zeros, which point nowhere: expected a "
+            "network that was trained to its end and whose weights are numbers."
+        )
+    # Both views of an image, and all images of a mean, count alike: FaceNet's bottleneck gives any length.
+    views = views / lengths
     named = (builder.info.metadata or {}).get("cut_at_centre", [])
-    return keys, embeddings, without_face or named
+    return keys, views.reshape(len(keys), -1), stored["without_face"].tolist() or named
 
 
 def _compute(embedder, builder: pipeline.Builder, split, mirror, bfloat16, keys):
