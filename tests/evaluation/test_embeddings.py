@@ -127,6 +127,10 @@ def test_what_has_no_embedding_or_is_not_prepared_is_said(people, tmp_path, caps
         load_embedder("facenet", "tight")
     with pytest.raises(UserError, match="not prepared"):
         read_pairs("people", people, "margin")
+    with pytest.raises(UserError, match="choose another --crop"):
+        read_pairs("lfw", people, "whole")
+    with pytest.raises(UserError, match="--crop detect; leave it out"):
+        read_pairs("people/images", people, "detect")
 
 
 def test_pairs_of_one_fold_are_refused_before_any_work(people, network, monkeypatch):

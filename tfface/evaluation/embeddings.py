@@ -105,8 +105,14 @@ def read_pairs(data: str, data_dir: str | Path | None, crop: str):
         builders, the same one unless the second images are covered.
 
     Raises:
-        UserError: one of them is not prepared.
+        UserError: one of them is not prepared, or the crop is not one of such pairs.
     """
+    if crop == "whole" and data in ("lfw", *HIDDEN):
+        raise UserError(f"The pairs of {data} are photos, of which a network is shown the face: choose another --crop.")
+    if crop != "whole" and "/" in data:
+        raise UserError(
+            f"Pairs of {data} are drawn from its images as they are. Received: --crop {crop}; leave it out."
+        )
     if crop == "whole":
         builder = pipeline.open_dataset(data, data_dir)
         return _drawn(builder, pipeline.label_arrays(builder, _split(builder))), builder, builder
