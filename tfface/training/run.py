@@ -147,14 +147,14 @@ class Run:
                 stale.unlink(missing_ok=True)
 
     def save_state(self, model: keras.Model, history: list[dict]) -> None:
-        """Write the whole state at an epoch's end, aside and renamed."""
+        """Write the whole state at an epoch's end, aside and renamed; last, as what it holds is not done again."""
+        files.write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in history))
         arrays = {
             f"variable_{index:05d}": keras.ops.convert_to_numpy(variable)
             for index, variable in enumerate(self._variables(model))
         }
         with files.written_aside(self.state_file) as aside:
             np.savez(aside, history=np.array(json.dumps(history)), **arrays)
-        files.write_text(self.metrics_file, "".join(json.dumps(row) + "\n" for row in history))
 
     def restore_state(self, model: keras.Model) -> list[dict]:
         """Bring a built and compiled model back to the saved state; the rows of the epochs that are done.
