@@ -55,4 +55,10 @@ def test_a_run_is_calibrated_and_no_label_changes(tiny_run, data_dir, tmp_path):
     assert not run.figures_file.exists()
     assert not list(run.folder.glob("predictions-*"))
     # a second time there is little left to do
-    assert all(abs(value - 1) < 0.02 for value in calibrate(run.folder, data_dir).values())
+    again = calibrate(run.folder, data_dir)
+    assert all(abs(value - 1) < 0.02 for value in again.values())
+    products = {name: value * again[name] for name, value in temperatures.items()}
+    assert json.loads((run.folder / "calibration.json").read_text()) == pytest.approx(products)
+    # An epoch that is kept after it, of a run that goes on, was not calibrated.
+    run.save_trained(run.model())
+    assert not run.calibration_file.exists()

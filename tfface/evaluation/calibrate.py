@@ -110,8 +110,8 @@ def calibrate(folder: str | Path, data_dir: str | Path | None = None, bfloat16: 
     for name, temperature in temperatures.items():
         layer = part.get_layer(f"{name}_logits")
         layer.set_weights([weight / temperature for weight in layer.get_weights()])
-    run.save_trained(part)
-    record = run.folder / "calibration.json"
+    record = run.calibration_file
     before = files.read_json(record, "The run's calibration") if record.exists() else {}
+    run.save_trained(part)
     files.write_json(record, {name: value * before.get(name, 1.0) for name, value in temperatures.items()})
     return temperatures

@@ -43,6 +43,7 @@ class Run:
         self.trained_file = self.folder / "trained.keras"
         self.metrics_file = self.folder / "metrics.jsonl"
         self.figures_file = self.folder / "metrics.json"
+        self.calibration_file = self.folder / "calibration.json"
         self.done_file = self.folder / "done.json"
 
     @property
@@ -140,10 +141,10 @@ class Run:
         return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
 
     def save_trained(self, model: keras.Model) -> None:
-        """Write the trained part, aside and renamed. What was measured of the one before is no longer the run's."""
+        """Write the trained part, aside and renamed. What is known of the one before is no longer the run's."""
         with files.written_aside(self.trained_file) as aside:
             model.save(aside)
-            for stale in (self.figures_file, *self.folder.glob("predictions-*.npz")):
+            for stale in (self.figures_file, self.calibration_file, *self.folder.glob("predictions-*.npz")):
                 stale.unlink(missing_ok=True)
 
     def save_state(self, model: keras.Model, history: list[dict]) -> None:
