@@ -385,9 +385,9 @@ def reproduce(
     first = runs_in(folder)[0]  # which the report shows, too
     saved = folder / "saved_model"
     card = saved / "assets.extra" / "tfface.json"
-    exported = files.read_json(card, "What is exported")["recipe"] if card.exists() else {}
-    # A run that went on after it was exported has a better network than the one there.
-    if exported.get("seed") != first.recipe().seed or card.stat().st_mtime < first.trained_file.stat().st_mtime:
+    exported = files.read_json(card, "What is exported") if card.exists() else {}
+    # By its bytes, not its time: of another seed, or of a run that went on or was calibrated, it is another network.
+    if exported.get("trained") != files.sha256(first.trained_file):
         if keras.backend.backend() != "tensorflow":
             return made
         export(first.folder, saved)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zipfile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -92,7 +93,8 @@ def test_the_whole_way_of_a_recipe_that_tells_people_apart(data_dir, tmp_path, m
         patch.setattr(commands, "report", lambda *_: {})
         commands.reproduce(recipe, [0], tmp_path, data_dir=data_dir)
         assert exported == []
-        (tmp_path / "seed-0" / "trained.keras").touch()
+        with zipfile.ZipFile(tmp_path / "seed-0" / "trained.keras", "a") as archive:
+            archive.comment = b"another network"
         commands.reproduce(recipe, [0], tmp_path, data_dir=data_dir)
         assert exported == [(tmp_path / "seed-0", made["saved_model"])]
     # Paper 5's stages 1 and 2: each block loses by its sensitivity. Stage 3 goes on from there, identities and all.

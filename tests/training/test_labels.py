@@ -1,6 +1,7 @@
 """Labels that are unknown, absent or in another order: nothing is learnt of what is not known, nor in silence."""
 
 import json
+import os
 import shutil
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -158,7 +159,8 @@ def exported(monkeypatch):
     """Exports that leave nothing but a card, in no time."""
 
     def export(folder, out):
-        files.write_json(out / "assets.extra" / "tfface.json", {"recipe": Run(folder).recipe().to_json()})
+        card = {"recipe": Run(folder).recipe().to_json(), "trained": files.sha256(Run(folder).trained_file)}
+        files.write_json(out / "assets.extra" / "tfface.json", card)
 
     monkeypatch.setattr(commands, "export", export)
 
@@ -181,6 +183,16 @@ def test_splits_that_are_there_are_reported_and_the_first_seed_is_exported(data_
         card = json.loads((made["saved_model"] / "assets.extra" / "tfface.json").read_text())
         assert card["recipe"]["seed"] == min(int(path.name[-1]) for path in out.glob("seed-*"))
     assert set(json.loads((out / "seed-0" / "metrics.json").read_text())) == {"test"}
+
+
+def test_what_is_exported_is_known_by_its_bytes(data_dir, tmp_path, exported, monkeypatch):
+    monkeypatch.setattr(commands, "report", lambda *_: {})
+    made = commands.reproduce(Colour(), [0], tmp_path / "runs", data_dir=data_dir)
+    run, card = Run(tmp_path / "runs" / "seed-0"), made["saved_model"] / "assets.extra" / "tfface.json"
+    calibrate(run.folder, data_dir)
+    os.utime(run.trained_file, (0, 0))  # a clock that was ahead when it was exported, or a copied folder
+    commands.reproduce(Colour(), [0], tmp_path / "runs", data_dir=data_dir)
+    assert json.loads(card.read_text())["trained"] == files.sha256(run.trained_file)
 
 
 def test_labels_of_the_test_split_that_were_corrected_are_measured_anew(data_dir, tmp_path, exported, monkeypatch):

@@ -143,6 +143,7 @@ def network_and_card(run: Run) -> tuple[keras.Model, dict]:
     network, embedding = _with_embedding(run.model())
     return network, {
         "recipe": recipe.to_json(),
+        "trained": files.sha256(run.trained_file),
         "outputs": [task.describe() for task in recipe.tasks() if task.is_attribute],
         "landmarks": run.config()["data"].get("landmarks"),
         "stretch": run.config()["data"].get("stretch", 1.0),
