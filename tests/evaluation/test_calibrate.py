@@ -4,6 +4,8 @@ import shutil
 import numpy as np
 import pytest
 
+from tfface import files
+from tfface.errors import UserError
 from tfface.evaluation.calibrate import calibrate, fit_temperature
 
 
@@ -36,6 +38,13 @@ def test_a_known_temperature_is_found_from_sums():
     groups = [0, 0, 1, 1, 1, 2]
     truth = np.array([groups[rng.choice(6, p=row)] for row in softmax(logits)])
     assert fit_temperature(softmax(logits * 2), truth, groups) == pytest.approx(2, rel=0.05)
+
+
+def test_a_run_is_not_calibrated_while_it_is_trained(tiny_run, data_dir):
+    before = tiny_run.trained_file.read_bytes()
+    with files.held(tiny_run.folder, "--out"), pytest.raises(UserError, match="written by another process"):
+        calibrate(tiny_run.folder, data_dir)
+    assert tiny_run.trained_file.read_bytes() == before
 
 
 def test_a_run_is_calibrated_and_no_label_changes(tiny_run, data_dir, tmp_path):

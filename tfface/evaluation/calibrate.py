@@ -18,6 +18,7 @@ from tfface.errors import UserError
 from tfface.evaluation.predictions import measured_parts
 from tfface.layers import Regroup
 from tfface.models.saved import load_saved
+from tfface.recipes import Recipe
 from tfface.training.features import outputs_of
 from tfface.training.run import Run
 
@@ -69,10 +70,16 @@ def calibrate(folder: str | Path, data_dir: str | Path | None = None, bfloat16: 
         Head -> temperature. They are kept in calibration.json, too; where the run was calibrated before, as products.
 
     Raises:
-        UserError: no trained model, or none of its heads is a softmax.
+        UserError: no trained model, none of its heads is a softmax, or another process trains or calibrates there.
     """
     run = Run(folder)
-    recipe, model = run.recipe(), run.model()
+    recipe = run.recipe()
+    with files.held(run.folder, "run"):  # or the network that a training keeps meanwhile would be lost
+        return _calibrated(run, recipe, data_dir, bfloat16)
+
+
+def _calibrated(run: Run, recipe: Recipe, data_dir: str | Path | None, bfloat16: bool) -> dict[str, float]:
+    model = run.model()
     part = load_saved(run.trained_file)
     heads = {layer.name.removesuffix("_logits") for layer in part.layers if layer.name.endswith("_logits")}
     # Output that sums a head's probabilities -> that head, and the group of each of its classes.
