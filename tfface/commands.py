@@ -157,7 +157,8 @@ def evaluate(
         The figures, as they stand in metrics.json under the split's name; of joined data sets those of each.
 
     Raises:
-        UserError: the recipe tells people apart and nothing else, or the data set has not its labels.
+        UserError: the recipe tells people apart and nothing else, the data set has not its labels, or the run was given
+            another network meanwhile.
     """
     import numpy as np
 
@@ -178,7 +179,13 @@ def evaluate(
         for other in set(recipe.data.split("+")) - set(parts):
             say(f"{other} holds none of the labels of {recipe.name}: nothing is measured on it.")
         return {part: evaluate(folder, split, part, data_dir, bfloat16, near_copies, model) for part in parts}
+    written = run.trained_file.exists() and run.trained_file.stat().st_mtime_ns
     predictions = predict_split(run, split, data, data_dir, bfloat16, model=model)
+    if run.trained_file.stat().st_mtime_ns != written:
+        raise UserError(
+            f"{run.folder} was given another network while this one was measured: a training or a calibration is at "
+            "work there. Evaluate it again after its end."
+        )
     builder = pipeline.open_dataset(data or recipe.data, data_dir)
     name = f"{data.replace('/', '-')}-{split}" if data else split
     if not near_copies:

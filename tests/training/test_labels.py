@@ -16,6 +16,7 @@ from tfface import commands, files, tasks
 from tfface.data import pipeline
 from tfface.data.pipeline import View
 from tfface.errors import UserError
+from tfface.evaluation import predictions
 from tfface.evaluation.calibrate import calibrate
 from tfface.evaluation.predictions import measured_parts, predict_split
 from tfface.labels import GENDERS
@@ -183,6 +184,20 @@ def test_splits_that_are_there_are_reported_and_the_first_seed_is_exported(data_
         card = json.loads((made["saved_model"] / "assets.extra" / "tfface.json").read_text())
         assert card["recipe"]["seed"] == min(int(path.name[-1]) for path in out.glob("seed-*"))
     assert set(json.loads((out / "seed-0" / "metrics.json").read_text())) == {"test"}
+
+
+def test_figures_of_a_network_that_was_replaced_meanwhile_are_not_kept(data_dir, tmp_path, monkeypatch):
+    run = fit(Colour(), tmp_path / "run", data_dir, verbose=0)
+
+    def replaced(run, split, data, data_dir, bfloat16, model):
+        told = predict_split(run, split, data, data_dir, bfloat16, model=model)
+        run.save_trained(run.model())  # as a training in another process does
+        return told
+
+    monkeypatch.setattr(predictions, "predict_split", replaced)
+    with pytest.raises(UserError, match="given another network while this one was measured"):
+        commands.evaluate(run.folder, data_dir=data_dir)
+    assert not run.figures_file.exists()
 
 
 def test_what_is_exported_is_known_by_its_bytes(data_dir, tmp_path, exported, monkeypatch):
