@@ -150,6 +150,8 @@ def test_taylor_wants_data(network, groups):
         pruning.importance(network, groups, "taylor")
     with pytest.raises(UserError, match="got no data"):
         pruning.importance(network, groups, "taylor", data=[], loss="mse")
+    with pytest.raises(UserError, match="Received: ndarray"):
+        pruning.importance(network, groups, "taylor", data=(DATA, TARGETS), loss="mse")
 
 
 def test_random_follows_its_seed(network, groups):

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_model_optimization as tfmot
 import tf_keras
 from keras import layers
@@ -258,3 +259,30 @@ def test_what_cannot_work_is_said():
     model.compile("sgd", "mse", steps_per_execution=2)
     with pytest.raises(UserError, match="steps_per_execution=1"):
         model.fit(IMAGES, TARGETS, verbose=0, callbacks=[FilterPruning(POLYNOMIAL)])
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope():
+        mirrored = keras.Sequential([layers.Input((3,)), layers.Dense(12)])
+        mirrored.compile("sgd", "mse")
+    with pytest.raises(UserError, match="MirroredStrategy"):
+        mirrored.fit(IMAGES[:, 0, 0], TARGETS, verbose=0, callbacks=[MagnitudePruning(POLYNOMIAL)])
+
+
+def test_taylor_takes_the_compiled_loss_with_its_weights():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,))
+    x = layers.Dense(8, activation="relu")(inputs)
+    model = keras.Model(inputs, [layers.Dense(3, name="first")(x), layers.Dense(1, name="second")(x)])
+    weights = model.get_weights()
+    at_once = tfmot.sparsity.keras.ConstantSparsity(0.5, 1, frequency=1)
+    images, first, second = IMAGES[:, 0, :2].reshape(-1, 6), TARGETS[:, :3], 9 * TARGETS[:, :1]
+
+    def kept(loss, loss_weights=None):
+        model.set_weights(weights)
+        model.compile("sgd", loss, loss_weights)
+        pruning = FilterPruning(at_once, "taylor", data=[(images, (first, second))], multiple_of=1)
+        pruning.set_model(model)
+        pruning.on_train_begin()
+        pruning.on_train_batch_begin(0)
+        return {name: indices.tolist() for name, indices in pruning.keep.items()}
+
+    assert kept(["mse", "mse"], [1.0, 0.0]) == kept(["mse", None])
+    assert kept(["mse", "mse"], [0.0, 1.0]) == kept([None, "mse"]) != kept(["mse", None])

@@ -59,7 +59,7 @@ def importance(
         "batchnorm", so that it stays whole, and is named in a warning.
 
     Raises:
-        UserError: the method is unknown, or "taylor" lacks data or loss.
+        UserError: the method is unknown, or "taylor" lacks data or loss, or its data are no such batches.
     """
     if method not in METHODS:
         raise UserError(f"Unknown importance: expected one of {', '.join(METHODS)}. Received: {method!r}.")
@@ -255,7 +255,13 @@ def _taylor(model, groups, layers, data, loss):
             variables[member.layer, member.variable] = attrgetter(member.variable)(layers[member.layer])
     totals = {group.name: np.zeros(group.width) for group in groups}
     batches = 0
-    for inputs, targets, *weights in data:
+    for batch in data:
+        if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+            raise UserError(
+                "The importance 'taylor' needs batches of examples: expected each to be (inputs, targets) or (inputs, "
+                f"targets, weights). Received: {type(batch).__name__}."
+            )
+        inputs, targets, *weights = batch
         total = _total_loss(loss, *weights)
         gradients = _gradients(model, list(variables.values()), total, inputs, targets)
         moves = {

@@ -65,6 +65,12 @@ class ScheduledPruning(keras.callbacks.Callback):
                 "Pruning during fit needs steps_per_execution=1, as masks are applied before each step. Received: "
                 f"{self.model.steps_per_execution}. Compile the model without it."
             )
+        strategy = self.model.distribute_strategy
+        if isinstance(strategy, tf.distribute.MirroredStrategy):
+            raise UserError(
+                "Pruning during fit works outside of tf.distribute. Received: a model made under "
+                f"{type(strategy).__name__}. Make it outside, or take turns: prune(model, ratio), fit."
+            )
         self._apply = None
 
     def on_train_batch_begin(self, batch, logs=None):
@@ -219,7 +225,8 @@ class FilterPruning(ScheduledPruning):
 
     Args:
         schedule: one of TFMOT's; its sparsity is the share of channels that is masked.
-        method, data, loss: how channels are rated, as in `importance`; the loss is the compiled one if None.
+        method, data, loss: how channels are rated, as in `importance`; the loss is the compiled one if None, with its
+            weights.
         scope, multiple_of, minimum, exclude: how they are chosen, as in `choose`.
         untouched, exact: what can be cut, as in `channel_groups`.
 
@@ -278,7 +285,7 @@ class FilterPruning(ScheduledPruning):
             mask.assign(value)
 
     def _choose(self, ratio: float) -> dict[str, np.ndarray]:
-        scores = importance(self.model, self.groups, self.method, self.data, self.loss or self.model.loss)
+        scores = importance(self.model, self.groups, self.method, self.data, self.loss or _compiled_loss(self.model))
         # What is masked stays so, by whatever method: it is of no importance.
         for name, values in scores.items():
             values[np.setdiff1d(np.arange(len(values)), self.keep[name])] = 0
@@ -293,6 +300,15 @@ class FilterPruning(ScheduledPruning):
                 stays = (member.units < 0) | alive[name][member.units]
                 mask = mask * stays.reshape([-1 if axis == member.axis else 1 for axis in range(mask.ndim)])
             yield variable, mask
+
+
+def _compiled_loss(model):
+    """The loss that a model was compiled with, weights of its outputs included; None where there is none.
+
+    A second one of the kind: Keras' own counts what it sees into the figures of the epoch.
+    """
+    own = model._compile_loss  # Keras has no public view of the weights
+    return own and type(own)(own._user_loss, own._user_loss_weights, output_names=own.output_names)
 
 
 def _averages(optimizer) -> dict:
