@@ -1,10 +1,11 @@
 """The tiny YOLO against its published weights and real faces; ONNX models of the user's own against made ones."""
 
+import keras
 import numpy as np
 import pytest
 
 from tfface.errors import UserError
-from tfface.faces import yolo
+from tfface.faces import mtcnn, yolo
 from tfface.faces.photos import read_photo
 
 
@@ -24,6 +25,17 @@ def test_the_network_has_the_published_parameters_and_any_size():
     assert network.count_params() == 193_321
     assert network(np.zeros((2, 416, 416, 3), np.float32)).shape == (2, 13, 13, 25)
     assert network(np.zeros((1, 96, 320, 3), np.float32)).shape == (1, 3, 10, 25)
+
+
+@pytest.mark.parametrize("build", [yolo.tiny_yolo_network, lambda: mtcnn._pretrained(mtcnn.output_network())])
+def test_a_program_s_own_mixed_precision_does_not_reach_detectors(build):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        network = build()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert {layer.compute_dtype for layer in network.layers if layer.weights} == {"float32"}
+    assert all(np.array_equal(a, b) for a, b in zip(network.get_weights(), build().get_weights(), strict=True))
 
 
 def test_the_photo_s_mean_is_folded_into_the_first_layer():

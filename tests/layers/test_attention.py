@@ -53,3 +53,14 @@ def test_cbam_adds_what_the_formula_gives(maps):
 def test_fewer_channels_than_the_reduction_are_refused():
     with pytest.raises(ValueError, match="at most the channels, 8"):
         ChannelAttention(16)(np.zeros((1, 2, 2, 8)))
+
+
+def test_attention_is_over_the_last_axis_whatever_keras_default_is():
+    layer, maps = SpatialAttention(3), np.random.default_rng(0).normal(size=(1, 4, 5, 6)).astype("float32")
+    expected = layer(maps)
+    keras.config.set_image_data_format("channels_first")
+    try:
+        found = layer(maps)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    np.testing.assert_array_equal(found, expected)

@@ -26,6 +26,7 @@ from scipy.special import expit
 from tfface.errors import UserError
 from tfface.faces import pyramid
 from tfface.faces.detect import Detector, Faces
+from tfface.models.saved import in_float32
 
 BLOCK_PIXELS = 1 << 24
 """Photos are worked on in blocks of at most this many pixels together (or one photo). Memory grows with the block, by
@@ -130,7 +131,7 @@ def _pretrained(network: keras.Model) -> keras.Model:
                 name, _, slope = f"{network.name}/{layer.name}".partition("_")
                 keys = [f"{name}/slope"] if slope else [f"{name}/kernel", f"{name}/bias"]
                 layer.set_weights([arrays[key] for key in keys])
-    return network
+    return in_float32(network)  # whatever precision the program that asks trains its own networks in
 
 
 def suppress(boxes: np.ndarray, threshold: float, of_smaller: bool = False) -> np.ndarray:

@@ -51,6 +51,8 @@ def tiny_yolo_network():
     import keras
     from keras import layers
 
+    from tfface.models.saved import in_float32
+
     with importlib.resources.files("tfface").joinpath("assets/tiny_yolo_face.npz").open("rb") as file:
         stored = np.load(file)
         weights = {
@@ -72,7 +74,7 @@ def tiny_yolo_network():
     for layer in network.layers:
         if layer.weights:
             layer.set_weights([weights[name] for name in weights if name.startswith(f"{layer.name}/")])
-    return network
+    return in_float32(network)  # whatever precision the program that asks trains its own networks in
 
 
 class TinyYOLO(Detector):

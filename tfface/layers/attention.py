@@ -65,7 +65,7 @@ class SpatialAttention(layers.Layer):
 
     def call(self, x):
         maps = ops.concatenate([ops.max(x, axis=-1, keepdims=True), ops.mean(x, axis=-1, keepdims=True)], axis=-1)
-        return x * ops.sigmoid(ops.conv(maps, self.kernel, padding="same"))
+        return x * ops.sigmoid(ops.conv(maps, self.kernel, padding="same", data_format="channels_last"))
 
     def compute_output_shape(self, shape):
         return shape
