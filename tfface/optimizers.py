@@ -128,7 +128,7 @@ def discriminative_factors(groups: Sequence[Sequence[str]], low: float, high: fl
         raise UserError(f"Learning rates must hold 0 < low <= high. Received: low={low}, high={high}.")
     names = [name for group in groups for name in group]
     if any(isinstance(group, str) for group in groups) or not names or len(names) != len(set(names)):
-        raise UserError(f"Groups must be lists of names of layers, each name in one group only. Received: {groups}.")
+        raise UserError(f"Groups must name layers, lists of names, each in one group only. Received: {groups}.")
     last = len(groups) - 1
     return {
         name: (low / high) ** ((last - index) / max(1, last)) for index, group in enumerate(groups) for name in group
