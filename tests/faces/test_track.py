@@ -104,6 +104,13 @@ def test_who_comes_back_in_time_keeps_the_number_and_later_gets_a_new_one():
         assert steps(tracker, here, np.arange(5) / 30 + 0.4 + away)[-1] == [number]
 
 
+def test_frames_that_come_slowly_have_tracks_too():
+    """Of a webcam over a slow line, or a film in time lapse; a single long gap ends tracks all the same."""
+    assert steps(Tracker(remember=1.5), face((10, 10, 60, 70)), 2.0 * np.arange(4)) == [[0], [0], [1], [1]]
+    times = [0, 0.1, 0.2, 0.3, 3.3, 3.4, 3.5]
+    assert steps(Tracker(remember=1.5), face((10, 10, 60, 70)), times)[3:] == [[1], [0], [0], [2]]
+
+
 def test_uncertain_boxes_begin_no_track_but_carry_one_on():
     tracker = Tracker()
     weak = face((10, 10, 60, 70), scores=[0.35])

@@ -7,7 +7,7 @@ so who leaves and comes back after `remember` seconds gets a new number.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 
 import cv2
 import numpy as np
@@ -28,6 +28,7 @@ class Tracker:
 
     Args:
         remember: seconds that a track outlives without being seen: behind somebody, turned away, out of the picture.
+            Where frames come slower than that, it outlives one of them.
         sure: least score of a sighting that counts towards a number. What is less certain carries a track on but makes
             none.
         times: sightings after which a face gets its number, all but the first of them certain; at least 2. What is seen
@@ -47,6 +48,8 @@ class Tracker:
         from trackers import OCSORTTracker
 
         self.remember = remember
+        self.lasts = remember
+        """Seconds that a track outlives without being seen, at the pace of the frames that came last."""
         self.sure = sure
         self.times = times
         self._tracker = OCSORTTracker(
@@ -60,6 +63,8 @@ class Tracker:
         self._numbers: dict[int, int] = {}
         self._given = 0
         self._last = float("-inf")
+        self._gaps: deque[float] = deque(maxlen=5)
+        """Seconds between the last frames."""
 
     def update(self, faces: Faces, time: float) -> np.ndarray:
         """Takes in the faces of the next frame.
@@ -78,6 +83,11 @@ class Tracker:
 
         if not time > self._last:
             raise UserError(f"frames come in the order of their times: {time} s was received after {self._last} s")
+        if np.isfinite(self._last):
+            self._gaps.append(time - self._last)
+            # The median: one long gap, as when a camera was away, still ends all tracks.
+            self.lasts = max(self.remember, 2.5 * float(np.median(self._gaps)))
+            self._tracker.maximum_time_without_update = self.lasts
         self._last = time
         order = np.arange(len(faces))
         found = Detections(xyxy=faces.boxes.astype(np.float64), confidence=faces.scores, data={"order": order})

@@ -69,16 +69,17 @@ class TrackedFace:
 class LiveFaces:
     """The faces of one video, frame after frame. Not for several threads at once; several may share a `ShotPredictor`.
 
-    A call never waits for the model: it returns what the shots predicted so far say.
+    A call does not wait for the model: it returns what the shots predicted so far say, unless `wait` is set.
 
     Args:
         shots: predicts shots; closed by whoever made it.
         detector: finds the faces of each frame.
         tracker: numbers them, its threshold fitting the detector's; one with defaults if None.
         most_shots: shots of a track that are averaged at most.
-        wait: wait for room among the waiting shots instead of turning one away: for files, where no frame is late.
-        look_again: have MTCNN look where a fast detector loses a face that was there in the frame before, and
-            everywhere once a second. The fast one does most frames; MTCNN keeps faces that lean or turn away.
+        wait: turn no shot away, and return only when all of this frame are predicted: for files, where no frame is
+            late. What is returned then depends on the frames alone, not on how fast the machine is.
+        look_again: have MTCNN look where a fast detector loses, or doubts, a face that was there in the frame before,
+            and everywhere once a second. The fast one does most frames; MTCNN keeps faces that lean or turn away.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class LiveFaces:
             numbers = self.tracker.update(found, time)
         if self._again:
             self._again.expect(found.boxes[(numbers != UNSURE) | (found.scores >= self.tracker.sure)])
-        faces = []
+        tracked = []
         for index, number in enumerate(map(int, numbers)):
             if number == UNSURE:
                 continue
@@ -157,19 +158,23 @@ class LiveFaces:
             landmarks = None if found.landmarks is None else found.landmarks[index]
             if score >= self.tracker.sure:  # an uncertain box is no good shot
                 self.shots.offer(track, image, box, landmarks, time, self.wait)
-            attributes = self.shots.attributes(track, box, score)
-            faces.append(TrackedFace(number, tuple(map(float, box)), score, len(track), attributes))
+            tracked.append((number, track, box, score))
         self._forget(time)
-        return sorted(faces, key=lambda face: face.number)
+        if self.wait:
+            self.shots.flush()
+        return [
+            TrackedFace(number, tuple(map(float, box)), score, len(track), self.shots.attributes(track, box, score))
+            for number, track, box, score in sorted(tracked, key=lambda one: one[0])
+        ]
 
     def _forget(self, now: float) -> None:
         """Lets go of tracks that the tracker cannot bring back, so that memory does not grow with the people seen."""
-        for number in [number for number, seen in self._seen.items() if now - seen > self.tracker.remember + 1]:
+        for number in [number for number, seen in self._seen.items() if now - seen > self.tracker.lasts + 1]:
             del self._seen[number], self._tracks[number]
 
 
 class SecondLook:
-    """A better, slower detector looks at a frame in which the fast one has lost a face, and at one a second anyway.
+    """A better, slower detector looks where the fast one loses or doubts a face, and at one frame a second anyway.
 
     Args:
         detector: the better one; what it finds counts as certain.
@@ -181,8 +186,9 @@ class SecondLook:
         self._looked = float("-inf")
 
     def __call__(self, image: np.ndarray, time: float, found: Faces, sure: float) -> Faces:
-        """The faces that were found, and those that only the second look finds, their scores at least `sure`."""
-        missing = any(not _inside(box, found.boxes) for box in self._expected)
+        """The faces that were found, and those that only the second look finds; what it finds has at least `sure`."""
+        certain = found.boxes[found.scores >= sure]
+        missing = any(not _inside(box, certain) for box in self._expected)
         if not missing and time - self._looked < LOOK_AGAIN:
             return found
         self._looked = time
@@ -191,20 +197,19 @@ class SecondLook:
             image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         others = self.detector([image])[0]
         boxes, points = others.boxes / scale, others.landmarks / scale
-        new = [
-            index
-            for index, box in enumerate(boxes)
-            if not _inside(box, found.boxes) and not any(_inside(one, boxes[[index]]) for one in found.boxes)
-        ]
+        same = np.array([[_inside(a, b[None]) or _inside(b, a[None]) for b in boxes] for a in found.boxes], bool)
+        same = same.reshape(len(found), len(boxes))
+        new = ~same.any(axis=0)
+        scores = np.where(same.any(axis=1), np.maximum(found.scores, sure), found.scores)
         known = np.full((len(found), 5, 2), np.nan, np.float32) if found.landmarks is None else found.landmarks
         return Faces(
             np.concatenate([found.boxes, boxes[new]]),
-            np.concatenate([found.scores, np.maximum(others.scores[new], sure)]),
+            np.concatenate([scores, np.maximum(others.scores[new], sure)]),
             np.concatenate([known, points[new]]),
         )
 
     def expect(self, boxes: np.ndarray) -> None:
-        """Notes where faces are in this frame, (n, 4), pixels: in the next one they are missed."""
+        """Notes where faces are in this frame, (n, 4), pixels: in the next one they are missed, if not surely found."""
         self._expected = boxes
 
 
