@@ -6,6 +6,7 @@ from trackers.eval.identity import compute_identity_metrics
 from trackers.utils.iou import IoU
 
 from tfface.errors import UserError
+from tfface.faces import synthesize
 from tfface.faces.detect import Faces
 from tfface.faces.track import UNSURE, CutDetector, Tracker
 
@@ -145,6 +146,16 @@ def test_a_cut_is_noticed_and_a_change_of_light_is_not():
     assert [cut(image) for image in (one, one, dim, one, moved, other, other)] == [False] * 5 + [True, False]
     blank = np.zeros_like(one)
     assert [CutDetector()(blank), cut(blank), cut(blank)] == [False, False, False]
+
+
+def test_who_moves_close_to_the_camera_before_a_plain_wall_makes_no_cut():
+    """A face that is 50 pixels further in each frame: a walk, at the few frames a second that a slow line gives."""
+    person = synthesize.face(3, yaw=0, size=200).image
+    cut = CutDetector()
+    for x in (80, 130, 180, 230):
+        frame = np.full((360, 640, 3), 128, np.uint8)
+        frame[60:260, x : x + 200] = person
+        assert not cut(frame)
 
 
 def test_black_between_two_scenes_hides_no_cut_and_within_one_makes_none():

@@ -125,8 +125,9 @@ class CutDetector:
     """Notices that a video has cut to another picture, after which no track goes on.
 
     Without it a face that stands by chance where another stood before the cut would inherit its number and its shots.
-    Two frames belong together while their thumbnails correlate: the correlation does not mind a change of light. What
-    shows nothing, as in a fade through black, is passed over: the scene after it is compared with the one before.
+    Two frames belong together while their thumbnails correlate: the correlation does not mind a change of light, and
+    the best of a few small shifts does not mind somebody close to the camera who moves between frames that come slowly.
+    What shows nothing, as in a fade through black, is passed over: the scene after it is compared with the one before.
 
     Args:
         least: correlation of neighbouring frames' thumbnails below which there is a cut between them.
@@ -134,6 +135,9 @@ class CutDetector:
 
     SIZE = (32, 18)
     """Width and height of a thumbnail, pixels."""
+
+    SHIFT = 1
+    """Pixels of a thumbnail by which it is shifted at most, each way."""
 
     BLANK = 2.0
     """Standard deviation of a thumbnail, grey levels, below which a frame shows nothing."""
@@ -144,11 +148,11 @@ class CutDetector:
 
     def __call__(self, image: np.ndarray) -> bool:
         """Whether there was a cut before this frame, (height, width, 3), uint8."""
-        small = cv2.resize(image, self.SIZE, interpolation=cv2.INTER_AREA).astype(np.float32).ravel()
-        small -= small.mean()
+        small = cv2.resize(image, self.SIZE, interpolation=cv2.INTER_AREA).astype(np.float32)
         if small.std() < self.BLANK:
             return False
         before, self._before = self._before, small
         if before is None:
             return False
-        return bool(small @ before < self.least * np.sqrt((small @ small) * (before @ before)))
+        wider = cv2.copyMakeBorder(before, *[self.SHIFT] * 4, cv2.BORDER_REPLICATE)
+        return bool(cv2.matchTemplate(wider, small, cv2.TM_CCOEFF_NORMED).max() < self.least)
