@@ -7,7 +7,7 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from tfface import cli
 from tfface.errors import UserError
@@ -87,7 +87,11 @@ def test_crops_that_a_server_would_see_otherwise_go_as_they_are_read(tmp_path):
             assert sent.mode == "RGB"
             assert not sent.getexif()
             np.testing.assert_array_equal(np.asarray(sent), photo)
-    assert client._read(tmp_path / "plain.jpg", crop=True)[1] == (tmp_path / "plain.jpg").read_bytes()
+    damaged = PngImagePlugin.PngInfo()
+    damaged.add_text("Raw profile type exif", "\nexif\n 10\nno digits\n")
+    Image.fromarray(image).save(tmp_path / "damaged-exif.png", pnginfo=damaged)
+    for name in ("plain.jpg", "damaged-exif.png"):
+        assert client._read(tmp_path / name, crop=True)[1] == (tmp_path / name).read_bytes()
 
 
 def test_many_crops_are_several_requests(model_server, monkeypatch):

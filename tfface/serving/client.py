@@ -17,13 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import Image
 
 from tfface.data.pipeline import in_groups
 from tfface.errors import UserError
 from tfface.faces.crops import encode
 from tfface.faces.detect import Detector
-from tfface.faces.photos import find_photos, read_photo
+from tfface.faces.photos import find_photos, orientation, read_photo
 from tfface.online.capture import without_password
 from tfface.recipes import RECIPES
 from tfface.serving.predictor import FaceAttributes, Predictor, face_detector
@@ -451,7 +451,6 @@ def _read(path: Path, crop: bool) -> tuple[np.ndarray, bytes]:
     if not data.startswith((b"\xff\xd8", b"\x89PNG")):
         raise UserError(f"{path} is neither JPEG nor PNG, which the server decodes; convert it, or leave out --crops")
     with Image.open(io.BytesIO(data)) as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
-        if turned or image.has_transparency_data:
+        if orientation(image) != 1 or image.has_transparency_data:
             data = encode(photo, ".png")
     return photo, data
