@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tfface.faces import synthesize
-from tfface.online.record import Recorder
+from tfface.online.record import VideoRecorder
 
 RATE, FRAMES = 15, 45
 
@@ -27,7 +27,7 @@ def people() -> list[np.ndarray]:
 def clip(people, tmp_path_factory):
     """The frames as a video file, 15 a second, 3 seconds long."""
     path = tmp_path_factory.mktemp("clip") / "people.mp4"
-    video = Recorder(path, RATE)
+    video = VideoRecorder(path, RATE)
     for number, frame in enumerate(people):
         video.write(frame, number / RATE)
     video.close()

@@ -135,8 +135,8 @@ def test_a_recording_keeps_its_times_and_its_size(tmp_path):
 KILLED = """
 import os, sys
 import numpy as np
-from tfface.online.record import Recorder
-video = Recorder(sys.argv[1], 15)
+from tfface.online.record import VideoRecorder
+video = VideoRecorder(sys.argv[1], 15)
 for number in range(100):
     video.write(np.full((90, 120, 3), number, np.uint8), number / 15)
 os._exit(9)

@@ -22,7 +22,7 @@ BETWEEN_KEYS = 2.0
 """Seconds between two key frames: with each of them what came before is written out."""
 
 
-class Recorder:
+class VideoRecorder:
     """An H.264 video whose frames stand at their own times, so it plays at the pace of life though frames were dropped.
 
     It is written in fragments: what a killed process leaves behind can be played but for its last seconds. Where a
@@ -88,8 +88,8 @@ class Recorder:
 
 
 @contextlib.contextmanager
-def recorder(path: str | Path, rate: float) -> Iterator[Recorder]:
-    """A `Recorder` that writes aside and renames to `path` at the end.
+def recorder(path: str | Path, rate: float) -> Iterator[VideoRecorder]:
+    """A `VideoRecorder` that writes aside and renames to `path` at the end.
 
     Raises:
         UserError: another kind of file than .mp4 or .mkv, or a place that cannot be written to.
@@ -97,7 +97,7 @@ def recorder(path: str | Path, rate: float) -> Iterator[Recorder]:
     if Path(path).suffix.lower() not in (".mp4", ".mkv"):
         raise UserError(f"A video is saved as .mp4 or .mkv. Received: {path}.")
     with files.written_aside(path) as aside:
-        video = Recorder(aside, rate)
+        video = VideoRecorder(aside, rate)
         try:
             yield video
         finally:
