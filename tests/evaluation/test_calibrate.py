@@ -55,7 +55,8 @@ def test_a_run_is_calibrated_and_no_label_changes(tiny_run, data_dir, tmp_path):
     before = run.model().predict(inputs, verbose=0)
     temperatures = calibrate(run.folder, data_dir)
     assert set(temperatures) == {"gender", "race", "age"}
-    after = run.model().predict(inputs, verbose=0)
+    calibrated = run.model()
+    after = calibrated.predict(inputs, verbose=0)
     for name, temperature in temperatures.items():
         np.testing.assert_array_equal(before[name].argmax(1), after[name].argmax(1))
         np.testing.assert_allclose(after[name], softmax(np.log(before[name]) / temperature), atol=1e-4)
@@ -69,5 +70,5 @@ def test_a_run_is_calibrated_and_no_label_changes(tiny_run, data_dir, tmp_path):
     products = {name: value * again[name] for name, value in temperatures.items()}
     assert json.loads((run.folder / "calibration.json").read_text()) == pytest.approx(products)
     # An epoch that is kept after it, of a run that goes on, was not calibrated.
-    run.save_trained(run.model())
+    run.save_trained(calibrated)
     assert not run.calibration_file.exists()

@@ -86,12 +86,12 @@ def test_bfloat16_trains_to_the_same_loss():
         with precision(policy):
             keras.utils.set_random_seed(0)
             model = tcgf_resnet(RACE, SHAPE, depth=18)
-        # Eight steps take less time than their graph takes to be traced.
+        # Three steps take less time than their graph takes to be traced.
         model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "categorical_crossentropy", run_eagerly=True)
-        losses[policy] = model.fit(pixels, truth, batch_size=8, epochs=8, shuffle=False, verbose=0).history["loss"]
+        losses[policy] = model.fit(pixels, truth, batch_size=8, epochs=3, shuffle=False, verbose=0).history["loss"]
     assert losses["float32"][-1] < losses["float32"][0] / 2
     assert losses["mixed_bfloat16"][0] == pytest.approx(losses["float32"][0], rel=0.05)
-    assert losses["mixed_bfloat16"][-1] == pytest.approx(losses["float32"][-1], abs=0.1)
+    assert losses["mixed_bfloat16"][-1] == pytest.approx(losses["float32"][-1], abs=0.03)
 
 
 def test_open_attention_says_what_the_carried_network_said():

@@ -154,6 +154,14 @@ def test_a_frame_is_not_unpacked_before_its_size_is_known(client, app, people, m
     assert not app._sessions
 
 
+def test_a_batch_that_failed_is_said_once(client, app, people):
+    app.shots.failure = UserError("no memory was left")
+    told = client.post("/frame/session-f", data=jpeg(people[0]), **LOCAL)
+    assert (told.status_code, told.json["error"]) == (400, "no memory was left")
+    assert client.post("/frame/session-f", data=jpeg(people[0]), **LOCAL).status_code == 200
+    client.post("/end/session-f", **LOCAL)
+
+
 def test_frames_of_no_use_are_refused(client, app, people):
     assert client.post("/frame/session-a", data=b"no picture", **LOCAL).status_code == 400
     assert client.post("/frame/session-a", data=b"", **LOCAL).status_code == 400

@@ -310,7 +310,7 @@ def test_a_loss_that_diverges_at_once_is_said():
 
 
 def test_for_a_recipe(data_dir, tmp_path, capsys):
-    curve = find_for_recipe(recipes.load("multitask", tiny=True), tmp_path / "out", data_dir, steps=30)
+    curve = find_for_recipe(recipes.load("gender", tiny=True), tmp_path / "out", data_dir, steps=30)
     assert 10 <= len(curve.rates) <= 30
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"lr_find.json", "lr_find.png"}
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [
