@@ -27,7 +27,7 @@ import numpy as np
 from tfface.faces.photos import read_photo
 from tfface.online.capture import Source
 from tfface.online.live import LiveFaces, load_live_detector
-from tfface.online.record import Recorder
+from tfface.online.record import VideoRecorder
 from tfface.online.shots import ShotPredictor
 from tfface.online.stream import Stream, draw
 
@@ -37,7 +37,7 @@ SAMPLES = Path(os.environ.get("TFFACE_TEST_DATA") or Path(__file__).resolve().pa
 def two_people(path: Path, rate: float, seconds: float = 8) -> None:
     """A clip, 640x360, in which two real faces move about."""
     photos = [read_photo(path) for path in sorted((SAMPLES / "lfw" / "lfw-deepfunneled").rglob("*.jpg"))[10:50:30]]
-    video = Recorder(path, rate)
+    video = VideoRecorder(path, rate)
     for number in range(round(rate * seconds)):
         frame = np.full((360, 640, 3), 110, np.uint8)
         for place, photo in enumerate(photos):
@@ -61,7 +61,7 @@ def run(options, source: str, folder: Path) -> dict:
         live = LiveFaces(shots, *load_live_detector(options.detector))
         opened = Source(source, every_frame=not options.paced, loop=True)
         stream = Stream(opened, live, drop=bool(options.paced))
-        video = Recorder(folder / "out.mp4", opened.rate)
+        video = VideoRecorder(folder / "out.mp4", opened.rate)
         memory, faces_seen, begun, processor = [], 0, 0.0, 0.0
         latencies = {}
         for frame, faces in stream.run():

@@ -64,6 +64,34 @@ def test_networks_do_not_touch_tensorflow(path):
     assert not {name for name in imported(path) if name.split(".")[0] == "tensorflow"}
 
 
+def names_in(module: str) -> set[str]:
+    """What may be imported from a module of the package: what it defines or imports itself, and what lies below it."""
+    path = PACKAGE.parent.joinpath(*module.split("."))
+    below = {entry.stem for entry in path.glob("*") if entry.suffix == ".py" or entry.is_dir()}
+    file = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            below.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            below |= {alias.asname or alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            below.add(node.id)
+    return below
+
+
+@pytest.mark.parametrize("folder", ["benchmarks", "scripts", "datasets"])
+def test_what_no_test_runs_imports_what_is_there(folder):
+    """Nobody would notice a renamed function there but the one who wants a figure."""
+    found = 0
+    for path in sorted((PACKAGE.parent / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tfface":
+                names = {alias.name for alias in node.names}
+                assert names <= names_in(node.module), f"{path}: {node.module} has no {names - names_in(node.module)}"
+                found += 1
+    assert found
+
+
 def test_datasets_is_not_a_package():
     assert not (PACKAGE.parent / "datasets" / "__init__.py").exists()
 
