@@ -279,14 +279,15 @@ def label_arrays(builder: Builder, split: str, images: tuple[str, ...] = ("image
     A process reads them again only if the files have changed, or after those of many other splits.
     """
     known = (split, images, builder.info.full_name, _states(builder, split))
-    if known not in _labels:
+    arrays = _labels.get(known)
+    if arrays is None:
         arrays = _read_labels(builder, split, images)
         for array in arrays.values():
             array.flags.writeable = False
         for oldest in list(_labels)[: 1 - LABELS_KEPT]:
             _labels.pop(oldest, None)
         _labels[known] = arrays
-    return dict(_labels[known])
+    return dict(arrays)
 
 
 def _states(builder: Builder, split: str) -> tuple:
