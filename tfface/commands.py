@@ -365,8 +365,13 @@ def reproduce(
     splits = [split for split in builder.info.splits if split in REPORTED]
     parts = measured_parts(recipe, data_dir)
     opened = [pipeline.open_dataset(part, data_dir) for part in parts]
-    digests = {split: [pipeline.label_digest(part, split) for part in opened] for split in splits}
-    labels = {split: dict(zip(figures_names(parts, recipe, split), digests[split], strict=True)) for split in splits}
+    labels = {
+        split: {
+            name: pipeline.label_digest(part, split)
+            for name, part in zip(figures_names(parts, recipe, split), opened, strict=True)
+        }
+        for split in splits
+    }
     for seed in seeds:
         run = fit(recipe.changed(seed=seed), folder / f"seed-{seed}", data_dir, device, bfloat16, devices=devices)
         known = run.figures_file

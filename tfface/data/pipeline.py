@@ -233,10 +233,8 @@ def fingerprint(builder: Builder, split: str) -> str:
         return hashlib.sha256(signature.encode()).hexdigest()[:16]
     info = builder.info.splits[split]
     parts = [builder.info.full_name, split, *map(str, info.shard_lengths)]
-    for path in info.filepaths:
-        if not Path(path).exists():
-            check_shards(builder, split)
-        parts += [Path(path).name, str(Path(path).stat().st_size)]
+    for path in _files(builder, split):
+        parts += [path.name, str(path.stat().st_size)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
@@ -295,11 +293,15 @@ def _states(builder: Builder, split: str) -> tuple:
     _check_split(builder, split)
     if isinstance(builder, Combined):
         return tuple(_states(part, split) for part in builder.parts)
-    paths = builder.info.splits[split].filepaths
-    if not all(Path(path).exists() for path in paths):
-        check_shards(builder, split)
-    stats = [Path(path).stat() for path in paths]
-    return tuple((str(path), stat.st_size, stat.st_mtime_ns) for path, stat in zip(paths, stats, strict=True))
+    stats = {str(path): path.stat() for path in _files(builder, split)}
+    return tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats.items())
+
+
+def _files(builder: tfds.core.DatasetBuilder, split: str) -> list[Path]:
+    paths = [Path(path) for path in builder.info.splits[split].filepaths]
+    if not all(path.exists() for path in paths):
+        check_shards(builder, split)  # which says what is missing
+    return paths
 
 
 def _read_labels(builder: Builder, split: str, images: tuple[str, ...]) -> dict[str, np.ndarray]:
