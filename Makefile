@@ -36,6 +36,7 @@ docs: $(BIN)/tfface
 
 notebooks: $(BIN)/tfface
 	@$(BIN)/python scripts/run_notebooks.py notebooks/*.ipynb
+	@$(BIN)/python -m pytest tests -m pages
 
 bench: $(BIN)/tfface
 	@$(BIN)/python benchmarks/detect.py

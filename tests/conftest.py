@@ -15,12 +15,28 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = Path(__file__).resolve().parent.parent
 
 
-LONGEST = ("test_jax.py", "test_tutorials.py", "test_distribute.py", "test_tiny.py", "test_fit.py")
+LONGEST = ("test_jax.py", "test_distribute.py", "test_tiny.py", "test_fit.py")
 """Files with few, long tests: they go first, or at the end one core would work and the others wait."""
 
+APART = {
+    "families": "every family of keras.applications, three minutes: `pytest tests/pruning -m families`",
+    "pages": "pages of docs/ from top to bottom, two minutes: part of `make notebooks`",
+}
+"""Marks of tests that run only where they are asked for: mark -> what they are."""
 
-def pytest_collection_modifyitems(items):
+
+def pytest_configure(config):
+    for mark, words in APART.items():
+        config.addinivalue_line("markers", f"{mark}: {words}")
+
+
+def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.path.name not in LONGEST)
+    for mark, words in APART.items():
+        if mark not in (config.getoption("markexpr") or ""):
+            for item in items:
+                if item.get_closest_marker(mark):
+                    item.add_marker(pytest.mark.skip(reason=words))
 
 
 @pytest.fixture(scope="module", autouse=True)

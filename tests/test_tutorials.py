@@ -9,6 +9,8 @@ import pytest
 
 from tfface import cli, commands
 
+pytestmark = pytest.mark.pages
+
 PAGES = Path(__file__).resolve().parent.parent / "docs" / "tutorials"
 
 SMALLER = {"count=400": "count=24", "--seeds 0,1,2": "--seeds 0 --set epochs=4"}

@@ -7,18 +7,6 @@ import pytest
 from tfface import pruning
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "families: every family of keras.applications, minutes; run by -m families")
-
-
-def pytest_collection_modifyitems(config, items):
-    if "families" not in (config.getoption("markexpr") or ""):
-        skip = pytest.mark.skip(reason="takes minutes: run with -m families")
-        for item in items:
-            if item.get_closest_marker("families"):
-                item.add_marker(skip)
-
-
 def _fill(model, seed=0):
     generator = np.random.default_rng(seed)
     for variable in model.weights:

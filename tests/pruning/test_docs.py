@@ -6,10 +6,12 @@ from pathlib import Path
 
 import matplotlib
 import numpy as np
+import pytest
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "pruning.md").read_text()
 
 
+@pytest.mark.pages
 def test_the_page_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     matplotlib.use("Agg")
