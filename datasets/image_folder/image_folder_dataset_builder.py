@@ -6,7 +6,6 @@ one photo kept on one side.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
 import hashlib
 import re
@@ -90,13 +89,11 @@ def _subfolders(folder: Path) -> list[Path]:
 def perceptual_hashes(photos: list[originals.Photo]) -> np.ndarray:
     """`(n, 2, 256)` bool: hashes of each photo and of its mirror image."""
 
-    def both(photo):
-        image = originals.pixels(photo.path)
+    def both(path):
+        image = originals.pixels(path)
         return [near_copies.perceptual_hash(view) for view in (image, image[:, ::-1])]
 
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        hashes = pool.map(both, photos)
-        return np.array(list(tqdm(hashes, desc="Comparing photos", total=len(photos), unit=" files", leave=False)))
+    return np.array(list(originals.of_each(photos, both, "Comparing photos")))
 
 
 def divide(images: dict[str, originals.Photo], groups: np.ndarray, config: ImageFolderConfig) -> dict[str, str]:

@@ -73,7 +73,7 @@ def test_pictures_without_faces_have_no_landmarks(photos):
     assert originals.typical_landmarks([photos[0], photos[2]]) is None
 
 
-def test_what_decoders_read_otherwise_is_stored_upright_and_plain(tmp_path):
+def test_what_decoders_read_otherwise_is_stored_upright_and_plain(tmp_path, capfd):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -89,6 +89,39 @@ def test_what_decoders_read_otherwise_is_stored_upright_and_plain(tmp_path):
         np.testing.assert_array_equal(originals.decode(stored), read_photo(tmp_path / name))
         np.testing.assert_array_equal(originals.pixels(tmp_path / name), read_photo(tmp_path / name))
     assert originals.pixels(tmp_path / "turned.jpg").shape == (12, 8, 3)
+    assert "WARN" not in capfd.readouterr().err  # OpenCV's, once a picture
+
+
+def test_the_colours_of_a_palette_are_kept(tmp_path):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 12, 3), np.uint8)).quantize(16)
+    picture.save(tmp_path / "few.bmp")
+    stored = originals.content(tmp_path / "few.bmp")
+    for pixels in (originals.decode(stored), originals.pixels(tmp_path / "few.bmp")):
+        np.testing.assert_array_equal(pixels, picture.convert("RGB"))
+
+
+def test_what_could_not_be_stored_is_left_out_before_anything_is_written(tmp_path, monkeypatch):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    picture.save(tmp_path / "film.gif", save_all=True, append_images=[picture.rotate(90)])
+    whole = (tmp_path / "film.gif").read_bytes()
+    (tmp_path / "film.gif").write_bytes(b"GIF89x" + whole[6:])  # TensorFlow reads on
+    photos = [originals.Photo(name, tmp_path / name, 0) for name in ("turned.jpg", "film.gif")]
+    assert originals.decode(photos[1].path.read_bytes()).shape == (30, 40, 3)
+    assert originals.distinct(photos)[1]["undecodable"] == ["film.gif"]
+    monkeypatch.setattr("tfface.faces.photos.MAX_PIXELS", 1000)
+    assert originals.distinct(photos)[1]["undecodable"] == ["turned.jpg", "film.gif"]
+
+
+def test_few_of_many_files_wait_to_be_read(tmp_path):
+    photos = [originals.Photo(str(index), tmp_path / str(index), 0) for index in range(5000)]
+    called = []
+    results = originals.of_each(photos, lambda path: called.append(path) or path.name, "Reading")
+    assert next(results) == "0"
+    assert len(called) <= 1024
+    assert list(results) == [photo.name for photo in photos[1:]]
 
 
 def test_hidden_folders_are_passed_over(tmp_path):

@@ -180,7 +180,9 @@ def encode(image: np.ndarray, suffix: str = ".jpg", quality: int = JPEG_QUALITY)
     Raises:
         UserError: the kind of file does not take its size, as JPEG above 65,500 pixels a side.
     """
-    done, data = cv2.imencode(suffix, image[:, :, ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])
+    # OpenCV warns of an option that is not the format's, at every picture.
+    options = [cv2.IMWRITE_JPEG_QUALITY, quality] if suffix == ".jpg" else []
+    done, data = cv2.imencode(suffix, image[:, :, ::-1], options)
     if not done:
         height, width = image.shape[:2]
         raise UserError(f"a picture of {width} x {height} pixels cannot be written as {suffix}; shrink the photo first")

@@ -78,9 +78,10 @@ def read_photo(source: str | os.PathLike | bytes) -> np.ndarray:
 
 
 def orientation(image: Image.Image) -> int:
-    """EXIF's orientation of a picture, 1 (upright) to 8; 1 where it has none, or EXIF that cannot be read."""
+    """EXIF's orientation of a picture, 1 (upright) to 8; 1 where it has none, another, or EXIF that cannot be read."""
     try:
-        return image.getexif().get(ExifTags.Base.Orientation, 1)
+        turn = image.getexif().get(ExifTags.Base.Orientation)
+        return turn if turn in _TURNS else 1
     except Exception:  # whatever is wrong with EXIF says nothing of the pixels
         return 1
 
