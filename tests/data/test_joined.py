@@ -15,7 +15,7 @@ from tfface.training import batches, teacher
 from tfface.training.features import cached_features
 
 
-def prepared(folder, name, count, labels):
+def prepared(folder, name, count, labels, config=None):
     """A data set of `count` images of 4x4 pixels with the given labels, written without a builder of its own."""
     features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "key": tfds.features.Text(), **labels})
 
@@ -26,6 +26,7 @@ def prepared(folder, name, count, labels):
 
     tfds.dataset_builders.store_as_tfds_dataset(
         name=name,
+        config=config,
         version="1.0.0",
         data_dir=str(folder),
         split_datasets={
@@ -88,6 +89,37 @@ def test_a_teachers_embeddings_follow_the_example(joined):
 def test_fingerprint_changes_with_the_parts(joined):
     one = pipeline.Joined(joined.parts[:1])
     assert pipeline.fingerprint(joined, "train") != pipeline.fingerprint(one, "train")
+
+
+@pytest.fixture(scope="module")
+def alike(tmp_path_factory):
+    """Three folders of one data set, with files of the same names and other classes."""
+    folder = tmp_path_factory.mktemp("alike")
+    for config, names in {"one": "ab", "two": "cd", "three": "dc"}.items():
+        prepared(folder, "own", 4, {"label": tfds.features.ClassLabel(names=[*names])}, config)
+    return pipeline.open_dataset("own/one+own/two+own/three", folder)
+
+
+def test_data_sets_of_one_name_keep_their_classes_and_keys_apart(alike):
+    classes, rows = pipeline.class_names(alike), pipeline.label_arrays(alike, "train")
+    assert classes == {"label": ("a", "b"), "label_own": ("c", "d"), "label_own_3": ("d", "c")}
+    said = {
+        key: [classes[label][rows[label][row]] for label in classes if rows[label][row] >= 0]
+        for row, key in enumerate(rows["key"])
+    }
+    assert said == {
+        f"{name}/{index}.png": [names[index % 2]]
+        for name, names in {"own": "ab", "own_2": "cd", "own_3": "dc"}.items()
+        for index in range(4)
+    }
+
+
+def test_a_teacher_looks_at_the_photo_of_the_data_set_that_the_student_sees(alike, monkeypatch):
+    monkeypatch.setattr(teacher, "inception_resnet_v1", lambda weights: None)
+    monkeypatch.setattr(teacher.pipeline, "open_dataset", lambda data, data_dir: alike)
+    monkeypatch.setattr(teacher, "_cached", lambda network, part, *_: np.full((4, 128), alike.parts.index(part)))
+    embeddings = teacher.teacher_embeddings("facenet", "own/one+own/two+own/three", alike, "train")
+    np.testing.assert_array_equal(embeddings[:, 0], alike.order("train"))
 
 
 @pytest.fixture

@@ -86,10 +86,15 @@ class Joined(Combined):
     """Several prepared data sets as one, their examples evenly mixed in a fixed order.
 
     A label that one of them lacks is -1 there. Where two have a label of one name with other classes (race: seven in
-    FairFace, five in UTKFace), that of the later is called `LABEL_DATASET` (race_utkface).
+    FairFace, five in UTKFace), that of the later is called `LABEL_DATASET` (race_utkface). Of several data sets of one
+    name, such as two folders of `image_folder`, the second counts as DATASET_2, the third as DATASET_3.
 
     Args:
         parts: the builders.
+
+    Attributes:
+        prefixes: for each of them what its keys begin with, "DATASET/".
+        renamed: for each of them class label -> what it is called here.
     """
 
     def __init__(self, parts: Sequence[Builder]):
@@ -104,12 +109,17 @@ class Joined(Combined):
         metadata = shapes[0] if shapes.count(shapes[0]) == len(parts) else {}
         self.classes = {}
         self.renamed: list[dict[str, str]] = []
+        called: list[str] = []
         for part in self.parts:
+            before = sum(part.name == other.name for other in self.parts[: len(called)])
+            called.append(f"{part.name}_{before + 1}" if before else part.name)
             names = {}
             for label, classes in class_names(part).items():
-                names[label] = label if self.classes.get(label, classes) == classes else f"{label}_{part.name}"
+                free = (label, f"{label}_{part.name}", f"{label}_{called[-1]}")
+                names[label] = next(name for name in free if self.classes.get(name, classes) == classes)
                 self.classes[names[label]] = classes
             self.renamed.append(names)
+        self.prefixes = tuple(f"{name}/" for name in called)
         full_name = "+".join(part.info.full_name for part in parts)
         self.info = JoinedInfo(full_name, self._labels(), splits, metadata)
 
@@ -133,12 +143,12 @@ class Joined(Combined):
         return sum(num_examples(part, split) for part in self.parts)
 
     def examples(self, split: str, images: tuple[str, ...]) -> tf.data.Dataset:
-        """Examples of a split, as `examples` gives those of one data set; keys begin with the data set's name."""
+        """Examples of a split, as `examples` gives those of one data set; keys begin with `prefixes`."""
         labels = self.info.features
 
-        def unified(part, renamed, row):
+        def unified(prefix, renamed, row):
             row = {renamed.get(name, name): value for name, value in row.items()}
-            row["key"] = tf.strings.join([part.name, "/", row["key"]])
+            row["key"] = tf.strings.join([prefix, row["key"]])
             absent = {tf.int64: tf.constant(-1, tf.int64), tf.string: tf.constant("")}
             known = {
                 name: tf.cast(row[name], dtype) if name in row else absent[dtype] for name, dtype in labels.items()
@@ -146,8 +156,8 @@ class Joined(Combined):
             return {**{name: row[name] for name in images}, **known}
 
         parts = [
-            examples(part, split, images).map(lambda row, part=part, renamed=renamed: unified(part, renamed, row))
-            for part, renamed in zip(self.parts, self.renamed, strict=True)
+            examples(part, split, images).map(lambda row, prefix=prefix, renamed=renamed: unified(prefix, renamed, row))
+            for part, prefix, renamed in zip(self.parts, self.prefixes, self.renamed, strict=True)
         ]
         order = self.order(split)
         choices = tf.data.Dataset.from_tensor_slices(order)

@@ -98,8 +98,8 @@ def teacher_embeddings(
     network = inception_resnet_v1(weights=teacher)
     source = pipeline.open_dataset(data, data_dir)
     keys, embeddings = [], []
-    for part in source.parts if isinstance(source, pipeline.Joined) else (source,):
-        prefix = f"{part.name}/" if source is not part else ""
+    joined = isinstance(source, pipeline.Joined)
+    for prefix, part in zip(source.prefixes, source.parts, strict=True) if joined else [("", source)]:
         keys += [prefix + key for key in pipeline.label_arrays(part, split)["key"]]
         embeddings.append(_cached(network, part, split, bfloat16))
     row_of = {key: row for row, key in enumerate(keys)}
