@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
-import io
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -92,32 +91,36 @@ def read_labels(path: Path, part: str) -> dict[str, Row]:
     }
     rows = {}
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.DictReader(file)
+            lines = [(reader.line_num, cells) for cells in reader]
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8: save the table as CSV UTF-8, or get the original file") from error
-    with io.StringIO(text, newline="") as file:
-        reader = csv.DictReader(file)
-        if lacking := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
-            raise UserError(
-                f"{path} is not a label file of FairFace: expected the columns {', '.join(COLUMNS)}, "
-                f"lacking {', '.join(lacking)}; get the original file"
-            )
-        for cells in reader:
-            for column, table in tables.items():
-                if cells[column] not in table:
-                    raise UserError(
-                        f"{path}, line {reader.line_num}: {column} is {cells[column]!r}, expected one of "
-                        f"{', '.join(table)}; get the original file"
-                    )
-            if not (cells["file"] or "").startswith(f"{part}/"):
+    except csv.Error as error:
+        raise UserError(
+            f"{path}, line {reader.line_num}: {error}: is a quote left open? Mend it, or get the original file"
+        ) from error
+    if lacking := [column for column in COLUMNS if column not in (reader.fieldnames or ())]:
+        raise UserError(
+            f"{path} is not a label file of FairFace: expected the columns {', '.join(COLUMNS)}, "
+            f"lacking {', '.join(lacking)}; get the original file"
+        )
+    for line, cells in lines:
+        for column, table in tables.items():
+            if cells[column] not in table:
                 raise UserError(
-                    f"{path}, line {reader.line_num}: file is {cells['file']!r}, expected {part}/NAME.jpg: rows of "
-                    "train/ stand in fairface_label_train.csv, those of val/ in fairface_label_val.csv, with nothing "
-                    "before the folder; mend the row, or get the original file"
+                    f"{path}, line {line}: {column} is {cells[column]!r}, expected one of "
+                    f"{', '.join(table)}; get the original file"
                 )
-            if cells["file"] in rows:
-                raise UserError(f"{path}, line {reader.line_num}: {cells['file']} is listed twice; keep one row")
-            rows[cells["file"]] = Row(*(table[cells[column]] for column, table in tables.items()))
+        if not (cells["file"] or "").startswith(f"{part}/"):
+            raise UserError(
+                f"{path}, line {line}: file is {cells['file']!r}, expected {part}/NAME.jpg: rows of "
+                "train/ stand in fairface_label_train.csv, those of val/ in fairface_label_val.csv, with nothing "
+                "before the folder; mend the row, or get the original file"
+            )
+        if cells["file"] in rows:
+            raise UserError(f"{path}, line {line}: {cells['file']} is listed twice; keep one row")
+        rows[cells["file"]] = Row(*(table[cells[column]] for column, table in tables.items()))
     return rows
 
 

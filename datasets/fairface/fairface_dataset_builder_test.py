@@ -101,6 +101,13 @@ def test_another_encoding_is_one_clear_line(tmp_path):
         fairface.read_labels(path, "train")
 
 
+def test_a_quote_that_is_not_closed_is_one_clear_line(tmp_path):
+    path = tmp_path / "labels.csv"
+    path.write_text(HEADER + '"' + "train/1.jpg,0-2,Male,White,TRUE\n" * 5000)
+    with pytest.raises(UserError, match=r"line \d+: field larger than .*: is a quote left open\?"):
+        fairface.read_labels(path, "train")
+
+
 def test_rows_of_the_other_part_are_refused(tmp_path):
     root = shutil.copytree(DUMMY / "fairface", tmp_path / "fairface")
     for part, other in (("train", "val"), ("val", "train")):

@@ -156,6 +156,19 @@ def test_what_is_not_prepared_is_told_with_the_command_that_prepares_it(data, co
     cli._parser().parse_args(shlex.split(pipeline.build_command(data))[1:])
 
 
+def test_files_that_tensorflow_cannot_read_are_told(tmp_path):
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="tiny_faces",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict({"age": np.int32}),
+        split_datasets={"train": [(0, {"age": 1})]},
+        data_dir=tmp_path,
+        file_format="array_record",
+    )
+    with pytest.raises(UserError, match=r"as array_record.*`tfface build tiny_faces"):
+        pipeline.open_dataset("tiny_faces", tmp_path)
+
+
 def test_the_data_of_every_recipe_can_be_built_as_is_said():
     for recipe in RECIPES.values():
         for fields in ({}, *recipe.variants.values()):

@@ -177,7 +177,7 @@ def open_dataset(data: str, data_dir: str | Path | None = None) -> Builder:
     groups its classes anew, see `tfface.data.regrouped`.
 
     Raises:
-        UserError: it is not prepared in `data_dir`.
+        UserError: it is not prepared in `data_dir`, or as files that tf.data cannot read.
     """
     if "+" in data:
         return Joined([open_dataset(part, data_dir) for part in data.split("+")])
@@ -196,6 +196,11 @@ def open_dataset(data: str, data_dir: str | Path | None = None) -> Builder:
         raise UserError(
             f"The data set {data} is not prepared in {folder}. Build it first: `{build_command(data)}`, or name its "
             "place with --data-dir. `tfface doctor` lists what is prepared."
+        )
+    if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
+        raise UserError(
+            f"The data set {data} is prepared in {builder.data_dir} as array_record, which tf.data cannot read. Remove "
+            f"that folder and build it without that file format: `{build_command(data)}`."
         )
     return builder
 
