@@ -199,7 +199,9 @@ class Builder(aligned.AlignableBuilder):
         photos = defaultdict(list)
         for race, identities in faces.items():
             for split, names in candidates(identities, config.by_identity, config.seed).items():
-                photos[split] += [originals.Photo(f"{race}/{name}", root / race / name, race) for name in names]
+                photos[split] += [
+                    originals.Photo(originals.readable(f"{race}/{name}"), root / race / name, race) for name in names
+                ]
         order = ("test", "validation", "train", "set1_validation", "set1_train")  # of two copies the first is kept
         images, left_out = originals.distinct(photo for split in order for photo in photos[split])
         splits = draw(images, {photo.name: split for split, some in photos.items() for photo in some})
@@ -231,7 +233,7 @@ class Builder(aligned.AlignableBuilder):
                 {
                     "image": originals.content(photo.path),
                     "race": photo.labels,
-                    "identity": photo.path.parent.name,
+                    "identity": originals.readable(photo.path.parent.name),
                     "key": photo.name,
                 },
             )

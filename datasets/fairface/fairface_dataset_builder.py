@@ -218,7 +218,8 @@ class Builder(aligned.AlignableBuilder):
         rows, files = {}, set()
         for part in PARTS:
             rows |= read_labels(label_file(root, part), part)
-            files |= {f"{part}/{path.name}" for path in (folder / part).glob("*") if path.suffix.lower() == ".jpg"}
+            there = originals.files_below(folder / part, "*")
+            files |= {f"{part}/{path.name}" for path in there if path.suffix.lower() == ".jpg"}
         photos = [originals.Photo(name, folder / name, row[:3]) for name, row in rows.items() if name in files]
         self._check_size(photos, folder)
         images, left_out = originals.distinct(photos)

@@ -72,10 +72,11 @@ def find_classes(folder: Path) -> tuple[dict[str, list[originals.Photo]], list[s
             f"part, such as {top / classes[0].name}, as manual_dir, or put the folders of the classes side by side"
         )
     files = {
-        path.name: [
-            originals.Photo(file.relative_to(top).as_posix(), file, path.name) for file in originals.files_below(path)
+        name: [
+            originals.Photo(originals.readable(file.relative_to(top).as_posix()), file, name)
+            for file in originals.files_below(path)
         ]
-        for path in classes
+        for name, path in ((originals.readable(path.name), path) for path in classes)
     }
     if empty := [name for name, photos in files.items() if not photos]:
         raise UserError(f"class {' and '.join(empty)} in {top} has no image; fill its folder or remove it")

@@ -1,5 +1,6 @@
 """The builder on a folder of drawn shapes with copies, near copies and files that are no images."""
 
+import os
 import shutil
 from collections import Counter
 
@@ -100,6 +101,15 @@ def test_files_beside_the_classes_and_links_to_nothing_are_named(tmp_path):
     left_out = build(root.parent, tmp_path / "data").info.metadata["left_out"]
     assert left_out["of_no_class"] == ["stray.jpg", "pictures/stray.jpg"]
     assert left_out["undecodable"] == ["circle/link.jpg", "square/10.jpg", "square/notes.txt"]
+
+
+def test_names_that_are_no_utf_8_become_text(tmp_path):
+    folder = shutil.copytree(DUMMY / "shapes", tmp_path / "shapes")
+    (folder / "square").rename(folder / os.fsdecode(b"quadrat\xe9"))
+    (folder / "circle" / "1.jpg").rename(folder / "circle" / os.fsdecode(b"\x94.jpg"))
+    found = places(build(folder, tmp_path / "data"))
+    assert {name for _, name in found.values()} == {"circle", r"quadrat\xe9"}
+    assert {r"circle/\x94.jpg", r"quadrat\xe9/1.jpg"} <= found.keys()
 
 
 def test_a_folder_that_is_divided_already_is_refused(tmp_path):

@@ -33,8 +33,10 @@ class Builder(aligned.AlignableBuilder):
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
         folder = originals.manual_folder(dl_manager)
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-        photos = [originals.Photo(path.relative_to(folder).as_posix(), path, True) for path in paths]
+        paths = [path for path in originals.files_below(folder) if path.suffix.lower() in SUFFIXES]
+        photos = [
+            originals.Photo(originals.readable(path.relative_to(folder).as_posix()), path, True) for path in paths
+        ]
         images, left_out = originals.distinct(photos)
         if not images:
             found = ", ".join(sorted(path.name for path in folder.iterdir())[:5])

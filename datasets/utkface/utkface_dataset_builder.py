@@ -90,7 +90,7 @@ def scan(folder: Path) -> tuple[dict[str, originals.Photo], dict[str, list]]:
     Raises:
         UserError: no file has a name of UTKFace.
     """
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and originals.is_file(path))
+    paths = [path for path in originals.files_below(folder) if path.suffix.lower() in SUFFIXES]
     photos = [originals.Photo(path.name, path, parse_name(path.name)) for path in paths]
     if not any(photo.labels for photo in photos):
         received = f"{len(paths)} .jpg or .png files, the first {paths[0].name!r}" if paths else "no .jpg or .png file"
@@ -99,8 +99,9 @@ def scan(folder: Path) -> tuple[dict[str, originals.Photo], dict[str, list]]:
             f"(age_gender_race_datetime), found {received}; give {FOLDER} or its parent as manual_dir"
         )
     # A photo and the face cut out of it differ in their bytes, and would be split apart: the face is kept.
-    cut = {TYPOS.get(path.name, path.name).removesuffix(CHIP) for path in paths if path.name.endswith(CHIP)}
-    twins = [path.name for path in paths if not path.name.endswith(CHIP) and path.name in cut]
+    meant = {path.name: TYPOS.get(path.name, path.name).lower() for path in paths}
+    cut = {name.removesuffix(CHIP) for name in meant.values() if name.endswith(CHIP)}
+    twins = [path.name for path in paths if meant[path.name] in cut]
     beside = set(twins)
     images, left_out = originals.distinct(photo for photo in photos if photo.labels and photo.name not in beside)
     malformed = [photo.name for photo in photos if not photo.labels]

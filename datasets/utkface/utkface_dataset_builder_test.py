@@ -109,11 +109,12 @@ def test_left_out_files_are_named_and_in_no_split(tmp_path):
 def test_a_photo_does_not_stand_beside_the_face_that_was_cut_out_of_it(tmp_path):
     (tmp_path / "UTKFace").mkdir()
     rng = np.random.default_rng(0)
-    for name in ("30_0_0_1.jpg.chip.jpg", "30_0_0_1.jpg", "40_1_2_2.jpg"):
+    names = ("30_0_0_1.jpg.chip.jpg", "30_0_0_1.jpg", "40_1_2_2.jpg", "50_1_2_3.JPG", "50_1_2_3.JPG.CHIP.JPG")
+    for name in names:
         cv2.imwrite(str(tmp_path / "UTKFace" / name), rng.integers(0, 256, (8, 8, 3), np.uint8))
     images, left_out = utkface.scan(tmp_path)
-    assert {photo.name for photo in images.values()} == {"30_0_0_1.jpg.chip.jpg", "40_1_2_2.jpg"}
-    assert left_out["uncropped_twins"] == ["30_0_0_1.jpg"]
+    assert {photo.name for photo in images.values()} == {names[0], "40_1_2_2.jpg", names[-1]}
+    assert left_out["uncropped_twins"] == ["30_0_0_1.jpg", "50_1_2_3.JPG"]
 
 
 def test_photos_have_any_suffix_and_links_to_nothing_are_named(tmp_path):
@@ -121,6 +122,7 @@ def test_photos_have_any_suffix_and_links_to_nothing_are_named(tmp_path):
     for number, name in enumerate([*names, "200_0_1_1.jpg"]):
         cv2.imwrite(str(tmp_path / name), np.full((8, 8, 3), 50 * number, np.uint8))
     (tmp_path / "31_0_0_8.jpg").mkdir()
+    (tmp_path / "._33_0_0_4.jpg").write_bytes(b"of a Mac")
     (tmp_path / "32_0_0_9.jpg").symlink_to("nowhere.jpg")
     images, left_out = utkface.scan(tmp_path)
     assert [photo.name for photo in images.values()] == names

@@ -31,10 +31,12 @@ def test_what_cannot_be_used_is_named(tmp_path):
     content = (dummy / "0001" / "0001_0000.jpg").read_bytes()
     for name, data in (("a.jpg", content), ("b.jpg", content), ("c.jpg", content[:200])):
         (folder / "0001" / name).write_bytes(data)
+    (folder / "0001" / "d.jpg").symlink_to("nowhere.jpg")
+    (folder / "0001" / "._a.jpg").write_bytes(b"of a Mac")
     builder = build(folder, tmp_path / "data")
     assert builder.info.splits["test"].num_examples == 1
     left_out = builder.info.metadata["left_out"]
-    assert left_out["undecodable"] == ["0001/c.jpg"]
+    assert left_out["undecodable"] == ["0001/c.jpg", "0001/d.jpg"]
     assert left_out["copies"] == [["0001/a.jpg", "0001/b.jpg"]]
 
 

@@ -119,7 +119,7 @@ def find_folders(folder: Path) -> tuple[list[originals.Photo], dict[str, list[st
     while len(people) == 1 and _subfolders(people[0]):  # the archive's own folder, or several
         top, people = people[0], _subfolders(people[0])
     photos = [
-        originals.Photo(file.relative_to(top).as_posix(), file, path.name)
+        originals.Photo(originals.readable(file.relative_to(top).as_posix()), file, originals.readable(path.name))
         for path in people
         for file in originals.files_below(path)
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
+import os
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -60,18 +61,22 @@ def manual_folder(dl_manager) -> Path:
         raise UserError(" ".join(str(error).split())) from error
 
 
-def is_file(path: Path) -> bool:
-    """Whether an entry of a folder is a file; or a link that leads nowhere, which `distinct` leaves out by name."""
-    return path.is_file() or not path.exists()
-
-
 def files_below(folder: Path, pattern: str = "**/*") -> list[Path]:
-    """Files of a folder, sorted, hidden ones aside: at any depth, or those that a glob names."""
+    """Files of a folder, sorted, hidden ones aside: at any depth, or those that a glob names.
+
+    Links that lead nowhere are among them: `distinct` leaves them out by name.
+    """
     return sorted(
         path
         for path in folder.glob(pattern)
-        if is_file(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+        if (path.is_file() or not path.exists())
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
+
+
+def readable(name: str) -> str:
+    """A file's name as text: bytes that are no UTF-8, as an archive from elsewhere leaves them, become "\\xff"."""
+    return os.fsencode(name).decode(errors="backslashreplace")
 
 
 def fraction(digest: str) -> float:
