@@ -2,6 +2,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfface.data import augment
+from tfface.data.pipeline import View
+
+LANDMARKS = tf.constant([[0.3, 0.4], [0.7, 0.35], [0.5, 0.55], [0.4, 0.7], [0.65, 0.75]])
 
 
 def test_a_random_crop_keeps_its_share_at_any_place():
@@ -9,7 +12,7 @@ def test_a_random_crop_keeps_its_share_at_any_place():
     image = tf.constant(np.stack([rows, columns, rows * 0], axis=2), tf.float32)
     seen = []
     for seed in range(40):
-        crop = augment.crop_at_random(image, 0.5, tf.constant([seed, 7])).numpy()
+        crop = augment.crop_at_random(image, LANDMARKS, 0.5, tf.constant([seed, 7]))[0].numpy()
         height, width = crop.shape[:2]
         assert 20 <= height <= 40
         assert 30 <= width <= 60
@@ -19,13 +22,34 @@ def test_a_random_crop_keeps_its_share_at_any_place():
         np.testing.assert_array_equal(crop[..., 1], columns[:height, :width] + left)
         seen.append((height, top, left))
     assert len(set(seen)) > 30
-    again = augment.crop_at_random(image, 0.5, tf.constant([39, 7])).numpy()
+    again = augment.crop_at_random(image, LANDMARKS, 0.5, tf.constant([39, 7]))[0].numpy()
     np.testing.assert_array_equal(again, crop)
 
 
 def test_a_crop_of_everything_changes_nothing():
     image = tf.random.stateless_uniform((8, 9, 3), (0, 0))
-    np.testing.assert_array_equal(augment.crop_at_random(image, 1.0, tf.constant([0, 0])), image)
+    crop, landmarks = augment.crop_at_random(image, LANDMARKS, 1.0, tf.constant([0, 0]))
+    np.testing.assert_array_equal(crop, image)
+    np.testing.assert_allclose(landmarks, LANDMARKS, atol=1e-6)
+
+
+def test_landmarks_stay_on_the_face_whatever_is_cut_out_or_mirrored():
+    width, height = 300, 200
+    x, y = np.meshgrid((np.arange(width) + 0.5) / width, (np.arange(height) + 0.5) / height)
+    image = tf.constant(np.stack([x, y, x * 0], axis=2), tf.float32)  # what each pixel was, as shares
+    views, mirrored = (View(), View(0.8), View(0.9, mirror=True), View(mirror=True)), set()
+    for seed in range(40):
+        picture, landmarks = augment.draw_view(image, LANDMARKS, views, tf.constant([seed, 3]))
+        picture, landmarks = augment.crop_at_random(picture, landmarks, 0.6, tf.constant([seed, 4]))
+        turned = bool(picture[0, 0, 0] > picture[0, -1, 0])
+        mirrored.add(turned)
+        for (x, y), (was_x, was_y) in zip(
+            landmarks.numpy(), LANDMARKS.numpy()[[1, 0, 2, 4, 3] if turned else slice(None)], strict=True
+        ):
+            row, column = int(y * picture.shape[0]), int(x * picture.shape[1])
+            if 0 <= row < picture.shape[0] and 0 <= column < picture.shape[1]:
+                np.testing.assert_allclose(picture[row, column, :2], (was_x, was_y), atol=0.5 / height + 1e-4)
+    assert mirrored == {True, False}
 
 
 def test_mixup_blends_images_and_targets_by_the_same_share():

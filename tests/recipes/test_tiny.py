@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from tfface import commands, recipes
 from tfface.data import pipeline
+from tfface.data.pipeline import View
 from tfface.errors import UserError
 from tfface.pruning import checkpoint, retrain
 from tfface.recipes import RECIPES
@@ -72,6 +73,22 @@ def test_masks_are_worn_by_covered_and_aligned_faces_only(data_dir, tmp_path):
     elsewhere = SimpleNamespace(info=SimpleNamespace(metadata=None, full_name="elsewhere/1.0.0"))
     with pytest.raises(UserError, match=r"elsewhere/1\.0\.0 does not say: build it with --align five-point"):
         batches.covering(recipe.changed(occluded=0.5), elsewhere)
+
+
+def test_masks_are_worn_where_a_crop_and_a_view_leave_the_face(data_dir, monkeypatch):
+    settings = ["occluded=1.0", "worn_masks=1.0", "random_crop=0.5"]
+    recipe = recipes.load("occluded", settings=settings, tiny=True).changed(views=(View(0.8),))
+
+    def noses(image, landmarks, key, epoch, **options):
+        return tf.fill(image.shape, landmarks[2, 1]), tf.constant(0, tf.int64)
+
+    monkeypatch.setattr(batches.augment, "occlude", noses)
+    builder = pipeline.open_dataset("synthetic_faces/small", data_dir)
+    nose = builder.info.metadata["landmarks"][2][1]
+    (images, *_), *_ = batches.image_batches(builder, "train", recipe, 0).take(1)
+    (same, *_), *_ = batches.validation_images(builder, recipe).take(1)
+    assert np.std(images[:, 0, 0, 0]) > 0.05
+    np.testing.assert_allclose(same, nose, atol=1e-6)
 
 
 def test_the_whole_way_of_a_recipe_that_tells_people_apart(data_dir, tmp_path, monkeypatch):

@@ -11,16 +11,18 @@ from tfface.faces.occlude import occlude_training, pattern
 from tfface.faces.occluders import load_occluders
 
 
-def draw_view(image, views, seed):
+def draw_view(image, landmarks, views, seed):
     """Look at an image as one of `views`, drawn evenly.
 
     Args:
         image: `(height, width, 3)` uint8 or float32, before it is scaled.
+        landmarks: `(5, 2)` float32: left eye, right eye, nose, mouth corners, as shares of its width and height.
         views: the views to draw from, `tfface.data.pipeline.View`.
         seed: integer tensor `(2,)`.
 
     Returns:
-        `(h, w, 3)`, of the same type: the centre that the view keeps, mirrored where it says so.
+        `(image, landmarks)`: `(h, w, 3)`, of the same type, the centre that the view keeps, mirrored where it says so;
+        and where in it the landmarks lie.
     """
     zooms = tf.constant([view.zoom for view in views], tf.float32)
     mirrors = tf.constant([view.mirror for view in views])
@@ -28,59 +30,70 @@ def draw_view(image, views, seed):
     if any(view.zoom < 1 for view in views):
         shape = tf.cast(tf.shape(image)[:2], tf.float32)
         kept = tf.cast(tf.round(shape * zooms[index]), tf.int32)
-        start = (tf.shape(image)[:2] - kept) // 2
-        image = image[start[0] : start[0] + kept[0], start[1] : start[1] + kept[1]]
+        image, landmarks = _cut(image, landmarks, (tf.shape(image)[:2] - kept) // 2, kept)
     if not any(view.mirror for view in views):
-        return image
-    return tf.cond(mirrors[index], lambda: tf.reverse(image, [1]), lambda: image)  # [:, ::-1] takes fifty times as long
+        return image, landmarks
+    turned = tf.gather(landmarks, [1, 0, 2, 4, 3]) * (-1, 1) + (1, 0)
+    image = tf.cond(
+        mirrors[index], lambda: tf.reverse(image, [1]), lambda: image
+    )  # [:, ::-1] takes fifty times as long
+    return image, tf.where(mirrors[index], turned, landmarks)
 
 
-def crop_at_random(image, least: float, seed):
+def crop_at_random(image, landmarks, least: float, seed):
     """Cut out a part of the same shape at a random place.
 
     Args:
         image: `(height, width, 3)`.
+        landmarks: `(5, 2)` float32, as shares of its width and height.
         least: the share of each side that is kept is drawn evenly from `[least, 1]`.
         seed: integer tensor `(2,)`.
 
     Returns:
-        `(h, w, 3)`.
+        `(image, landmarks)`: `(h, w, 3)`, and where in it the landmarks lie, perhaps outside.
     """
     share, top, left = tf.unstack(tf.random.stateless_uniform((3,), seed))
     shape = tf.cast(tf.shape(image)[:2], tf.float32)
     kept = tf.maximum(tf.round(shape * (least + (1 - least) * share)), 1)
     start = tf.cast(tf.round((shape - kept) * tf.stack([top, left])), tf.int32)
-    kept = tf.cast(kept, tf.int32)
-    return image[start[0] : start[0] + kept[0], start[1] : start[1] + kept[1]]
+    return _cut(image, landmarks, start, tf.cast(kept, tf.int32))
+
+
+def _cut(image, landmarks, start, kept):
+    part = image[start[0] : start[0] + kept[0], start[1] : start[1] + kept[1]]
+    width_and_height, corner, size = (
+        tf.cast(tf.reverse(sides, [0]), tf.float32) for sides in (tf.shape(image)[:2], start, kept)
+    )
+    return part, (landmarks * width_and_height - corner) / size
 
 
 @tf.autograph.experimental.do_not_convert  # what it calls is Python's own
-def occlude(image, key, epoch, seed: int, share: float, worn_masks: float = 0.0, landmarks=None):
+def occlude(image, landmarks, key, epoch, seed: int, share: float, worn_masks: float = 0.0):
     """Cover a face by one of tfface's occluders at random (paper 5, section 2.3), or leave it clean.
 
     Args:
         image: `(height, width, 3)` float32 in [0, 255], the face as the network sees it.
+        landmarks: `(5, 2)` float32, where its landmarks lie, as shares of width and height, for `worn_masks`.
         key: scalar string tensor, the name of the example.
         epoch: scalar integer tensor; each epoch draws anew.
         seed: of the training.
         share: chance of being covered, in (0, 1].
         worn_masks: share of the covered ones that wear a mask on nose and mouth, in [0, 1].
-        landmarks: `(5, 2)`, where the landmarks of the crop lie, as shares of its width and height, for `worn_masks`.
 
     Returns:
         `(image, pattern)`: the image, and which part of it is covered, a scalar int64 (`occlude.pattern`; 0: none).
     """
     occluders = load_occluders()
 
-    def cover(pixels, key, epoch):
-        points = None if landmarks is None else np.multiply(landmarks, pixels.shape[1::-1])
+    def cover(pixels, landmarks, key, epoch):
+        points = np.multiply(landmarks, pixels.shape[1::-1])
         occluded = occlude_training(
             pixels, key.decode(), int(epoch), seed, occluders, 1 - share, worn_masks=worn_masks, landmarks=points
         )
         return occluded.image, np.int64(pattern(occluded.box, pixels.shape[:2]))
 
     pixels = tf.cast(tf.round(tf.clip_by_value(image, 0.0, 255.0)), tf.uint8)
-    covered, part = tf.numpy_function(cover, [pixels, key, epoch], [tf.uint8, tf.int64])
+    covered, part = tf.numpy_function(cover, [pixels, landmarks, key, epoch], [tf.uint8, tf.int64])
     covered.set_shape(image.shape)
     part.set_shape(())
     return tf.cast(covered, tf.float32), part

@@ -215,7 +215,7 @@ def image_batches(
     partial = partly_labelled(labels, tasks, taught)
     check_mixup(recipe, partial)
     epoch_size, part = steps * size, size // across.processes
-    cover = covering(recipe, builder)
+    cover, landmarks = covering(recipe, builder)
 
     def repeated(row):
         count = tf.constant(1, tf.int64)
@@ -228,12 +228,13 @@ def image_batches(
         seed = tf.stack([index, tf.constant(recipe.seed, tf.int64)])
         image = tf.io.decode_image(row["image"], channels=3, expand_animations=False)
         image.set_shape((None, None, 3))
-        image = augment.draw_view(image, recipe.views, seed)
+        image, places = augment.draw_view(image, landmarks, recipe.views, seed)
         if recipe.random_crop < 1:
-            image = augment.crop_at_random(image, recipe.random_crop, seed + tf.constant([0, 1 << 33], tf.int64))
+            crop_seed = seed + tf.constant([0, 1 << 33], tf.int64)
+            image, places = augment.crop_at_random(image, places, recipe.random_crop, crop_seed)
         image = pipeline.resize(image, recipe.image_size)
         if recipe.occluded:
-            image, row["pattern"] = cover(image, row["key"], index // epoch_size)
+            image, row["pattern"] = cover(image, places, row["key"], index // epoch_size)
         if recipe.noise:
             image = augment.add_noise(image, recipe.noise, seed + tf.constant([0, 1 << 32], tf.int64))
         return image, _labelled(tasks, row)
@@ -310,12 +311,12 @@ def validation_images(
     tasks, view = recipe.tasks(), recipe.test_views[0]
     labels = pipeline.label_arrays(builder, recipe.validation_split)
     partial = partly_labelled(labels, tasks, taught)
-    cover = covering(recipe, builder)
+    cover, landmarks = covering(recipe, builder)
 
     def prepare(row):
         image = pipeline.decode(row["image"], recipe.image_size, view.zoom)
         if recipe.occluded:
-            image, row["pattern"] = cover(image, row["key"], 0)
+            image, row["pattern"] = cover(image, landmarks, row["key"], 0)
         return image, _labelled(tasks, row)
 
     rows = _numbered(builder, recipe.validation_split, recipe, taught)
@@ -329,8 +330,12 @@ def validation_images(
     return together.map(lambda images, rows: _examples(tasks, images, rows, taught, partial)).prefetch(2)
 
 
-def covering(recipe: Recipe, builder: pipeline.Builder) -> Callable:
-    """How this recipe covers the faces of a data set: `(image, key, epoch)` to `(image, pattern)`.
+def covering(recipe: Recipe, builder: pipeline.Builder) -> tuple[Callable, np.ndarray]:
+    """How this recipe covers the faces of a data set.
+
+    Returns:
+        `(image, landmarks, key, epoch)` to `(image, pattern)`, see `augment.occlude`; and where the landmarks lie in
+        the data set's images, `(5, 2)` float32, shares of width and height, zeros where no masks are worn.
 
     Raises:
         UserError: masks are to be worn, but no faces covered, or the data set does not say where landmarks lie.
@@ -343,13 +348,8 @@ def covering(recipe: Recipe, builder: pipeline.Builder) -> Callable:
             f"worn_masks needs faces whose landmarks lie in one place, which {builder.info.full_name} does not say: "
             "build it with --align five-point."
         )
-    return functools.partial(
-        augment.occlude,
-        seed=recipe.seed,
-        share=recipe.occluded,
-        worn_masks=recipe.worn_masks,
-        landmarks=landmarks if recipe.worn_masks else None,
-    )
+    cover = functools.partial(augment.occlude, seed=recipe.seed, share=recipe.occluded, worn_masks=recipe.worn_masks)
+    return cover, np.array(landmarks if recipe.worn_masks else np.zeros((5, 2)), "float32")
 
 
 def _numbered(
