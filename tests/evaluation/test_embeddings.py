@@ -9,10 +9,14 @@ import pytest
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from tfface import cli
+from tfface import cli, recipes
 from tfface.errors import UserError
 from tfface.evaluation.embeddings import embed_images, load_embedder, read_pairs
+from tfface.faces.crops import Alignment, describe
+from tfface.faces.detect import load_detector
+from tfface.faces.synthesize import face
 from tfface.models import recognition_resnet
+from tfface.training.run import Run
 
 PEOPLE, SHOTS, FOLDS = 6, 3, 2
 
@@ -131,6 +135,27 @@ def test_what_has_no_embedding_or_is_not_prepared_is_said(people, tmp_path, caps
         read_pairs("lfw", people, "whole")
     with pytest.raises(UserError, match="--crop detect; leave it out"):
         read_pairs("people/images", people, "detect")
+
+
+@pytest.mark.parametrize("side", [112, 160])
+def test_a_face_that_is_found_has_the_margin_that_networks_of_any_size_learnt(side):
+    from tfface.evaluation import embeddings
+
+    photo = face(3, size=256).image
+    (found,) = load_detector("mtcnn")([photo])
+    (crop,) = embeddings._found([("photo.png", photo)], [], (side, side))
+    learnt = Alignment("margin", (side, side)).crop(photo, describe(found, 0))
+    assert np.abs(crop - learnt).mean() < 0.1  # the alignment rounds boxes to a hundredth of a pixel
+
+
+def test_squares_for_a_network_of_other_crops_are_refused(tmp_path):
+    recipe = recipes.load("occluded", tiny=True).changed(image_size=(48, 32), people=2)
+    run = Run(tmp_path / "run")
+    run.begin(recipe, {"name": "people/images-five-point", "fingerprints": {}}, "cpu")
+    run.save_trained(recipe.model())
+    assert load_embedder(str(run.folder)).size == (48, 32)
+    with pytest.raises(UserError, match=r"--crop detect cuts squares.*takes 48x32 pixels"):
+        load_embedder(str(run.folder), "detect")
 
 
 def test_pairs_of_one_fold_are_refused_before_any_work(people, network, monkeypatch):

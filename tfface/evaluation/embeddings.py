@@ -18,7 +18,7 @@ from tfface.data import pipeline
 from tfface.data.identities import IdentityConfig, draw_pairs
 from tfface.errors import UserError
 from tfface.faces import align
-from tfface.faces.crops import main_face
+from tfface.faces.crops import MARGIN, main_face
 from tfface.models.inception_resnet_v1 import inception_resnet_v1
 from tfface.models.recognition import EMBEDDING, load_backbone
 from tfface.training.features import bfloat16_convolutions, load_cached, model_fingerprint
@@ -53,14 +53,15 @@ def load_embedder(model: str, crop: str = "") -> Embedder:
 
     Args:
         model: "facenet", the folder of a run whose network has an embedding, or a `.keras` file with one.
-        crop: "detect" (MTCNN finds the face nearest to the centre, its box with FaceNet's margin of 32 is stretched to
-            the size), "centre" (the middle 60 % of each side, 150 of LFW's 250 pixels), "margin" or "five-point" (the
-            data set is prepared so: `tfface build NAME/images --align five-point --no-face centre`). By default what
-            the network was made for: "detect" for FaceNet, the alignment of its data for a run, "five-point" for a
-            file. "whole" takes the images of a data set as they are.
+        crop: "detect" (MTCNN finds the face, large and near the centre; its box with FaceNet's margin, a fifth of the
+            crop, is stretched to a square), "centre" (the middle 60 % of each side, 150 of LFW's 250 pixels), "margin"
+            or "five-point" (the data set is prepared so: `tfface build NAME/images --align five-point --no-face
+            centre`). By default what the network was made for: "detect" for FaceNet, the alignment of its data for a
+            run, "five-point" for a file. "whole" takes the images of a data set as they are.
 
     Raises:
-        UserError: no such network, or one without an embedding; an unknown crop.
+        UserError: no such network, or one without an embedding; an unknown crop, or "detect" for crops
+            that are not square.
     """
     crop = crop or ("detect" if model == "facenet" else _crop_of(model))
     if crop not in CROPS:
@@ -76,6 +77,11 @@ def load_embedder(model: str, crop: str = "") -> Embedder:
             raise UserError(
                 f"The run {model} has no embedding: expected one of the recipes occluded or compact, received "
                 f"{run.recipe().name}."
+            )
+        if crop == "detect" and size[0] != size[1]:
+            raise UserError(
+                f"--crop detect cuts squares, and the run {model} takes {size[0]}x{size[1]} pixels (height x width): "
+                "leave --crop out."
             )
         return Embedder(model, keras.Model(whole.input, whole.get_layer(EMBEDDING).output), size, crop)
     size = (112, 96) if crop == "five-point" else (160, 160)
@@ -247,12 +253,12 @@ def _compute(embedder, builder: pipeline.Builder, split, mirror, bfloat16, keys)
 def _found(photos: Iterable, without_face: list[str], size) -> Iterator[np.ndarray]:
     from tfface.faces.detect import load_detector
 
-    detector = load_detector("mtcnn")
+    detector, margin = load_detector("mtcnn"), round(MARGIN * size[0])
     for group in pipeline.in_groups(photos, 64):
         for (key, photo), faces in zip(group, detector([photo for _, photo in group]), strict=True):
             if len(faces):
                 box = faces.boxes[main_face(faces, photo.shape)]
-                yield align.crop_with_margin(photo, box, size[0]).astype("float32")
+                yield align.crop_with_margin(photo, box, size[0], margin).astype("float32")
             else:
                 without_face.append(key)
                 yield pipeline.resize(photo, size, zoom=0.6).numpy()
