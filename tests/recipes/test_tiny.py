@@ -91,6 +91,11 @@ def test_masks_are_worn_where_a_crop_and_a_view_leave_the_face(data_dir, monkeyp
     np.testing.assert_allclose(same, nose, atol=1e-6)
 
 
+def test_identities_are_not_blended(data_dir, tmp_path):
+    with pytest.raises(UserError, match="between two identities there is none"):
+        fit(recipes.load("occluded", settings=["mixup=0.2"], tiny=True), tmp_path / "run", data_dir, verbose=0)
+
+
 def test_the_whole_way_of_a_recipe_that_tells_people_apart(data_dir, tmp_path, monkeypatch):
     recipe = recipes.load("occluded", settings=["epochs=1"], tiny=True)
     made = commands.reproduce(recipe, [0], tmp_path, data_dir=data_dir)

@@ -19,6 +19,7 @@ from tfface.errors import UserError
 from tfface.evaluation.evaluate import Predictions
 from tfface.recipes import RECIPES, Recipe
 from tfface.training import sweep as sweep_module
+from tfface.training.batches import PIXELS
 from tfface.training.sweep import score, score_by_field, score_history, sweep
 
 
@@ -311,6 +312,7 @@ def test_the_recipes_own_values_lie_in_their_search_space(name):
     for changed in (recipe, *map(recipe.variant, recipe.variants)):
         own = optuna.trial.FixedTrial(changed.to_json())
         assert changed.changed(**changed.search_space(own)) == changed
+        assert not changed.train_from or not own.distributions.keys() & PIXELS.keys()  # which would do nothing
         for field_name, kind in own.distributions.items():
             assert kind._contains(kind.to_internal_repr(own.params[field_name]))
 

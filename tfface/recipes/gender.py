@@ -116,11 +116,9 @@ class Gender(Recipe):
         return DiscriminativeAdam(OneCycle(self.learning_rate, steps), beta_1=0.95, beta_2=0.99, factors=factors)
 
     def search_space(self, trial):
-        """The peak of the cycle and the cropping."""
-        return {
-            "learning_rate": trial.suggest_float("learning_rate", self.lowest_rate, 0.1, log=True),
-            "random_crop": trial.suggest_float("random_crop", 0.5, 1.0),
-        }
+        """The peak of the cycle and, from pixels, the cropping."""
+        crop = {} if self.train_from else {"random_crop": trial.suggest_float("random_crop", 0.5, 1.0)}
+        return {"learning_rate": trial.suggest_float("learning_rate", self.lowest_rate, 0.1, log=True), **crop}
 
     def tiny(self):
         """ResNet10 at 32 pixels, FaceNet at 96; two epochs of few synthetic faces; the rate is one for so few steps."""

@@ -17,6 +17,8 @@ from tfface.tasks import Task
 from tfface.training.distribute import ONE, Devices
 
 SHUFFLE_BUFFER = 4096  # encoded images, about 40 MB
+PIXELS = {"random_crop": 1.0, "occluded": 0.0, "mixup": 0.0}
+"""Field of a recipe that changes pixels -> the value at which it changes none."""
 NOTHING: Mapping[str, np.ndarray] = MappingProxyType({})
 
 
@@ -204,7 +206,7 @@ def image_batches(
         the part that belongs to this process, which decodes no others (and, with mixup, blends within it).
 
     Raises:
-        UserError: mixup where labels may be unknown.
+        UserError: mixup where labels may be unknown, or of identities.
     """
     tasks = recipe.tasks()
     labels = pipeline.label_arrays(builder, split)
@@ -260,12 +262,30 @@ def image_batches(
     return together.prefetch(2)
 
 
-def check_mixup(recipe: Recipe, partial: bool) -> None:
-    """Say that labels which are not known cannot be blended.
+def check_pixels(recipe: Recipe) -> None:
+    """Say that what changes pixels does nothing to features that are cached. Noise, which `arg` has from its authors'
+    code, is let pass.
 
     Raises:
-        UserError: mixup, and `partial`: some are not.
+        UserError: `train_from`, and a field of `PIXELS` that is to act.
     """
+    acting = [name for name, none in PIXELS.items() if getattr(recipe, name) != none]
+    if recipe.train_from and acting:
+        none = " ".join(f"{name}={PIXELS[name]}" for name in acting)
+        raise UserError(
+            f"{', '.join(acting)}: changes pixels, and what is trained here sees features that were cached before "
+            f"(train_from={recipe.train_from}). Set {none}, or train from pixels: train_from= (nothing behind it)."
+        )
+
+
+def check_mixup(recipe: Recipe, partial: bool) -> None:
+    """Say that labels which are not known cannot be blended, nor indices, whose mean is somebody else.
+
+    Raises:
+        UserError: mixup, and `partial`: some are not known; or mixup of identities.
+    """
+    if recipe.mixup and any(task.label == "identity" for task in recipe.tasks()):
+        raise UserError("mixup blends labels, and between two identities there is none: set mixup=0.0.")
     if recipe.mixup and partial:
         raise UserError(
             "mixup blends labels, and here not every label is known: set mixup=0.0, train on one data set, or name in "

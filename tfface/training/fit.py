@@ -171,9 +171,11 @@ def prepared(
         across: the devices to train on.
 
     Raises:
-        UserError: no such split, an `initial` run that does not fit, or a batch that the devices cannot share evenly.
+        UserError: no such split, an `initial` run that does not fit, a field that would do nothing, or a batch that the
+            devices cannot share evenly.
     """
     batches.check_labels(recipe, builder)
+    batches.check_pixels(recipe)
     if recipe.monitor not in monitored(recipe):
         raise UserError(f"monitor must be one of {', '.join(sorted(monitored(recipe)))}. Received: {recipe.monitor}.")
     keras.utils.set_random_seed(recipe.seed)
