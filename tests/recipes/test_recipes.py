@@ -2,6 +2,8 @@
 
 import json
 
+import keras
+import numpy as np
 import pytest
 
 from tfface import recipes
@@ -96,6 +98,22 @@ def test_rates_of_paper_3_grow_from_the_pixels_to_the_head():
     optimizer = recipe.optimizer(recipe.model(), 100)
     factors = [optimizer.factors[name] for name in ("conv1_conv", "conv5_block3_2_conv", "label_logits")]
     assert factors == pytest.approx([0.1, 0.1**0.5, 1.0])  # slice(1e-5, 1e-4)
+
+
+def test_weight_decay_of_paper_5_shrinks_weights_as_in_its_framework():
+    recipe = recipes.load("occluded")
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="fc")])
+    optimizer = recipe.optimizer(model, steps=10**7)  # the rate stays what it is in the beginning
+    kernel, bias = model.trainable_variables
+    bias.assign([1.0, 1.0])
+    before, velocity = kernel.numpy(), np.zeros((3, 2))
+    expected = before.astype("float64")
+    for _ in range(500):
+        optimizer.apply([np.zeros((3, 2), "float32"), np.zeros(2, "float32")], model.trainable_variables)
+        velocity = 0.9 * velocity + 5e-4 * expected  # torch.optim.SGD
+        expected -= 0.1 * velocity
+    np.testing.assert_allclose(np.log(kernel.numpy() / before), np.log(expected / before), rtol=0.05)
+    np.testing.assert_array_equal(bias, [1.0, 1.0])
 
 
 def test_single_tasks_of_paper_2_have_one_head_and_its_published_figure():

@@ -77,7 +77,8 @@ class Occluded(Recipe):
         m1, m2, m3: margins of `AngularMarginLoss`; CosFace's by default, as the paper.
         scale: its scale.
         optimizer_name: "sgd" (the paper) or "adam".
-        weight_decay: of SGD, decoupled from the momentum, on the weights of convolutions and dense layers.
+        weight_decay: of SGD as PyTorch counts it, a part of the gradient, on the weights of convolutions, dense layers
+            and the people's centres.
     """
 
     name: ClassVar[str] = "occluded"
@@ -160,7 +161,10 @@ class Occluded(Recipe):
             return keras.optimizers.Adam(rate)
         if self.optimizer_name != "sgd":
             raise UserError(f"optimizer_name must be sgd or adam. Received: {self.optimizer_name}.")
-        optimizer = keras.optimizers.SGD(rate, momentum=0.9, weight_decay=self.weight_decay)
+        momentum = 0.9
+        # Keras takes weight decay beside the momentum, which in PyTorch, the paper's, adds up ten steps of it.
+        decay = self.weight_decay / (1 - momentum)
+        optimizer = keras.optimizers.SGD(rate, momentum=momentum, weight_decay=decay)
         optimizer.exclude_from_weight_decay(var_names=["gamma", "beta", "bias", "alpha"])
         return optimizer
 
