@@ -89,3 +89,15 @@ def test_a_folder_that_cannot_be_made(tmp_path):
     with pytest.raises(UserError, match="cannot be made"):
         files.make_folder(tmp_path / "file")
     assert files.make_folder(tmp_path / "new" / "below").is_dir()
+
+
+def test_a_user_without_a_home_is_told_where_to_name_one(monkeypatch, tmp_path):
+    def unknown():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(files.Path, "home", unknown)
+    monkeypatch.delenv("TFFACE_HOME", raising=False)
+    with pytest.raises(UserError, match="TFFACE_HOME"):
+        files.home()
+    monkeypatch.setenv("TFFACE_HOME", str(tmp_path))
+    assert files.home() == tmp_path

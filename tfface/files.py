@@ -19,8 +19,20 @@ LONGEST_NAME = 200
 
 
 def home() -> Path:
-    """Folder for fetched weights and cached features: `$TFFACE_HOME`, else `~/.cache/tfface`."""
-    return Path(os.environ.get("TFFACE_HOME") or Path.home() / ".cache" / "tfface")
+    """Folder for fetched weights and cached features: `$TFFACE_HOME`, else `~/.cache/tfface`.
+
+    Raises:
+        UserError: neither is known.
+    """
+    if folder := os.environ.get("TFFACE_HOME"):
+        return Path(folder)
+    try:
+        return Path.home() / ".cache" / "tfface"
+    except RuntimeError as error:  # a container's user that no table knows
+        raise UserError(
+            "This user has no home folder, as HOME is not set: name a folder for weights and cached features in "
+            "TFFACE_HOME."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -1,6 +1,8 @@
 """Reading photos: every kind comes out upright, RGB and 8 bits, or is refused in one line."""
 
+import errno
 import io
+import os
 import struct
 
 import cv2
@@ -196,6 +198,21 @@ def test_missing_paths_are_refused_at_once_and_empty_folders_when_reached(tree):
     (tree / "empty").mkdir()
     with pytest.raises(UserError, match="no photo in folder"):
         list(find_photos([tree / "empty"]))
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tree, monkeypatch):
+    scandir = os.scandir
+
+    def forbidden(path):
+        if os.fspath(path) == os.fspath(tree / "a"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    assert names(find_photos([tree]), tree) == ["c.jpg", "b/10.PNG", "b/2.jpg", "a"]
+    assert list(find_photos([tree / "a"])) == [tree / "a"]
+    with pytest.raises(UserError, match=r"cannot read .*/a: "):
+        read_photo(tree / "a")
 
 
 def test_what_is_read_may_be_drawn_on(tmp_path):

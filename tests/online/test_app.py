@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import struct
 import subprocess
 import sys
@@ -89,7 +90,7 @@ def test_a_photo_gives_its_faces_and_leaves_nothing(client, tmp_path, monkeypatc
 def test_photos_of_no_use_are_refused_in_words(client, monkeypatch):
     blank = client.post("/photo", data=png(np.zeros((50, 60, 3), np.uint8)), **LOCAL)
     assert blank.json == {"width": 60, "height": 50, "faces": []}
-    for data, word in ((b"no picture", "not a picture"), (b"", "empty")):
+    for data, word in ((b"no picture", "photo of 10 bytes is not a picture"), (b"", "empty")):
         answer = client.post("/photo", data=data, **LOCAL)
         assert answer.status_code == 400
         assert word in answer.json["error"]
@@ -213,6 +214,19 @@ def test_an_upload_in_chunks_has_its_limit_too(app, people, monkeypatch):
             connection.request("POST", "/frame/in-chunks", body=iter([frame[:1000], frame[1000:]]), encode_chunked=True)
             assert connection.getresponse().status == status
             connection.close()
+
+
+def test_an_upload_that_never_ends_keeps_no_thread(app, monkeypatch):
+    monkeypatch.setattr(module, "LONGEST_UPLOAD", 0.5)
+    with served(app) as port, socket.create_connection(("127.0.0.1", port)) as slow:
+        slow.sendall(f"POST /photo HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Length: 9999\r\n\r\n".encode())
+        answer, ends = b"", time.monotonic() + 10
+        slow.settimeout(0.1)
+        while not answer and time.monotonic() < ends:
+            with contextlib.suppress(TimeoutError):
+                slow.sendall(b"x")
+                answer = slow.recv(1000)
+    assert answer.startswith(b"HTTP/1.1 400")
 
 
 def test_a_taken_port_is_one_line(tiny_run, app, capsys):

@@ -55,11 +55,11 @@ def read_photo(source: str | os.PathLike | bytes) -> np.ndarray:
         UserError: the file is missing, empty, truncated, not a picture, of an unknown depth, or above
             `MAX_PIXELS`.
     """
-    name = f"{len(source)} bytes" if isinstance(source, bytes) else os.fspath(source)
+    name = f"of {len(source)} bytes" if isinstance(source, bytes) else os.fspath(source)
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read photo {name}: {error.strerror}; check the path") from error
+        raise UserError(f"cannot read {name}: {error.strerror}; check the path") from error
     if not data:
         raise UserError(f"photo {name} is empty: expected an encoded picture, received 0 bytes; copy it again")
     try:
@@ -129,7 +129,7 @@ def _read_with_opencv(name: str, data: bytes, error: Exception) -> np.ndarray:
         pixels = None
     if pixels is None or pixels.dtype not in (np.uint8, np.uint16):
         raise UserError(
-            f"{name} is not a picture that Pillow or OpenCV can read; leave it out or convert it"
+            f"photo {name} is not a picture that Pillow or OpenCV can read; leave it out or convert it"
         ) from error
     _check_size(name, pixels.shape[1], pixels.shape[0])
     return _scale_16_bit(pixels) if pixels.dtype == np.uint16 else pixels
@@ -140,7 +140,8 @@ def find_photos(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
 
     A file is taken whatever its suffix. A folder is searched with all below it for `SUFFIXES`, each folder's
     files before its subfolders, both sorted by name; names that begin with a dot are left out. A glob (`*`,
-    `?`, `[`, `**`) gives its matches sorted, folders searched in turn. A photo named twice comes once.
+    `?`, `[`, `**`) gives its matches sorted, folders searched in turn. A photo named twice comes once. A folder that
+    cannot be listed comes itself, last, so that it is not passed over in silence: `read_photo` says why.
 
     Args:
         paths: files, folders or globs, taken in the order given; or one of them.
@@ -243,13 +244,15 @@ def _photos_below(path: Path) -> Iterator[Path]:
         yield path
         return
     found = False
-    for folder, subfolders, files in os.walk(path):
+    unreadable: list[str] = []
+    for folder, subfolders, files in os.walk(path, onerror=lambda error: unreadable.append(error.filename)):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(files):
             if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
                 found = True
                 yield Path(folder, name)
-    if not found:
+    yield from map(Path, unreadable)  # whoever reads one is told why it cannot be
+    if not (found or unreadable):
         raise UserError(
             f"no photo in folder {path}: expected files such as .jpg or .png in it or below; check the path"
         )

@@ -54,6 +54,9 @@ LONGEST_SIDE = 1600
 SESSIONS, IDLE = 4, 30.0
 """Webcams at once, and seconds without a frame after which one is forgotten."""
 
+LONGEST_UPLOAD = 60.0
+"""Seconds within which a request must be here whole: one that comes a byte at a time would keep a thread for ever."""
+
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 HEADERS = {
@@ -92,7 +95,7 @@ class App:
         self.detector = detector
         self.sure = sure
         self.hosts = hosts
-        self._page = importlib.resources.files("tfface").joinpath("online/page.html").read_text()
+        self._page = importlib.resources.files("tfface").joinpath("online/page.html").read_text("utf-8")
         self._sessions: dict[str, _Session] = {}
         self._ended: deque[str] = deque(maxlen=4 * SESSIONS)
         self._lock = threading.Lock()
@@ -230,7 +233,22 @@ def _json(value: dict, status: int = 200) -> Response:
 
 
 class _Handler(WSGIRequestHandler):
-    timeout = 30
+    timeout = 30  # between two pieces
+
+    def setup(self) -> None:
+        super().setup()
+        self._too_late = threading.Timer(LONGEST_UPLOAD, self._stop_reading)
+        self._too_late.daemon = True
+        self._too_late.start()
+
+    def finish(self) -> None:
+        self._too_late.cancel()
+        super().finish()
+
+    def _stop_reading(self) -> None:
+        """Nothing more comes in; an answer that is being worked on still goes out."""
+        with contextlib.suppress(OSError):  # it was closed at this moment
+            self.connection.shutdown(socket.SHUT_RD)
 
     def log_request(self, *_) -> None:
         """Nothing: a line a frame would bury what matters."""
