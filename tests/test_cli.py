@@ -1,5 +1,8 @@
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -101,6 +104,30 @@ def test_ctrl_c_is_said(monkeypatch, capsys):
         assert capsys.readouterr().err == f"tfface: {said}\n"
 
 
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_a_signal_ends_a_verb_as_ctrl_c_does(number, code, monkeypatch, capsys):
+    class Lost:
+        def __del__(self):
+            os.kill(os.getpid(), number)  # raised here it is ignored
+
+    def lost(_):
+        Lost()
+        time.sleep(10)
+
+    def turned(_):
+        try:
+            os.kill(os.getpid(), number)
+        except KeyboardInterrupt as error:
+            raise SystemError("as TensorFlow's C++ does") from error
+
+    before = [signal.getsignal(number), sys.unraisablehook]
+    for verb in (lost, turned):
+        monkeypatch.setitem(cli.VERBS, "doctor", ("help", verb, lambda _: None, "tfface doctor"))
+        assert cli.main(["doctor"]) == code
+        assert capsys.readouterr().err == "tfface: stopped.\n"
+    assert [signal.getsignal(number), sys.unraisablehook] == before
+
+
 def test_the_doctor_names_what_is_missing(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     assert cli.main(["doctor"]) == 2
@@ -113,9 +140,12 @@ def test_the_demo_takes_any_folder(monkeypatch, tmp_path, capsys):
     given = []
     monkeypatch.setattr(demo.cli, "main", lambda words: given.append(words) or 0)
     monkeypatch.setattr(demo, "draw_photo", lambda path: None)
-    demo.demo(tmp_path / "my demo")
+    assert demo.demo(tmp_path / "my demo") == 0
     assert str(tmp_path / "my demo" / "data") in given[1]
     assert f"--out '{tmp_path / 'my demo'}'" in capsys.readouterr().out
+    monkeypatch.setattr(demo.cli, "main", lambda words: 130)  # stopped by Ctrl-C
+    assert demo.demo(tmp_path / "my demo") == 130
+    assert "the demo stopped at `tfface weights fetch facenet`" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("fails", [False, True])

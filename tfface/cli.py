@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import importlib.util
 import io
 import logging
 import os
 import shlex
+import signal
 import sys
+import threading
 
 from tfface import __version__
 from tfface.errors import UserError
@@ -25,7 +28,8 @@ def main(arguments: list[str] | None = None) -> int:
         arguments: words after `tfface`; those of the process if None.
 
     Returns:
-        Exit code: 0 well, 1 some photo has no face, 2 bad input (one line on standard error), 130 stopped by Ctrl-C.
+        Exit code: 0 well, 1 some photo has no face, 2 bad input (one line on standard error); stopped by Ctrl-C 130, by
+        SIGTERM 143, by the end of its terminal 129.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal has no letters for is no reason to stop
@@ -38,8 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
     if quiet and "tensorflow" not in sys.modules and not isinstance(sys.meta_path[0], _QuietTensorFlow):
         sys.meta_path.insert(0, _QuietTensorFlow())
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    stop = _Stop()
     try:
-        return options.run(options) or 0
+        with stop:
+            return options.run(options) or 0
     except UserError as error:
         print(f"tfface: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -49,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         said = "stopped; run the same command again to go on" if options.verb in GO_ON else "stopped"
         print(f"tfface: {said}.", file=sys.stderr)
-        return 130
+        return 128 + stop.signal
     except BrokenPipeError:
         # The reader of a pipe (head, less) has gone: nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -62,6 +68,42 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print("tfface: the disk is full; free some room and run the same command again.", file=sys.stderr)
         return 2
+
+
+class _Stop:
+    """Within it Ctrl-C, SIGTERM and the terminal's end raise KeyboardInterrupt, so that nothing is left half-written.
+
+    Python alone loses some: raised in what the collector of garbage calls, an exception is ignored, and out of
+    TensorFlow's C++ it may come as an error of another kind.
+    """
+
+    def __init__(self):
+        self.signal = signal.SIGINT
+
+    def __enter__(self):
+        self._before, self._asked, self._unraisable = {}, False, sys.unraisablehook
+        if threading.current_thread() is threading.main_thread():  # no other may set them
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):  # nohup's, or a shell's of its background
+                    self._before[number] = signal.signal(number, self._raise)
+        sys.unraisablehook = self._raise_again
+        return self
+
+    def __exit__(self, kind, error, traceback):
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        sys.unraisablehook = self._unraisable
+        if self._asked and isinstance(error, Exception):
+            raise KeyboardInterrupt from error
+
+    def _raise(self, number, frame):
+        self.signal, self._asked = number, True
+        raise KeyboardInterrupt
+
+    def _raise_again(self, unraisable):
+        if not issubclass(unraisable.exc_type, KeyboardInterrupt):
+            return self._unraisable(unraisable)
+        threading.Timer(0.1, _thread.interrupt_main, [self.signal]).start()
 
 
 class _QuietTensorFlow:
@@ -89,7 +131,7 @@ class _QuietTensorFlow:
                 os.dup2(said.fileno(), 2)
                 try:
                     load(module)
-                except BaseException:
+                except Exception:
                     said.seek(0)
                     os.write(stderr, said.read())
                     raise
@@ -424,7 +466,7 @@ def _demo(options):
     require_tensorflow("demo")  # not after minutes, where it exports
     from tfface.demo import demo
 
-    demo(options.out)
+    return demo(options.out)
 
 
 def _seeds(text: str) -> list[int]:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from pathlib import Path
 
 from tfface import cli, files
-from tfface.errors import UserError
 
 
-def demo(out: str | Path = "runs/demo") -> None:
+def demo(out: str | Path = "runs/demo") -> int:
     """Build a data set, train ARG on it, evaluate, report, export, and predict a photo; what stands is reused.
 
     Args:
         out: folder of everything that it makes.
+
+    Returns:
+        Exit code: 0, or that of the command at which it stopped.
     """
     out = Path(out)
     photo = out / "photo.jpg"
@@ -32,7 +35,8 @@ def demo(out: str | Path = "runs/demo") -> None:
         if words[0] == "predict":
             draw_photo(photo)
         if code := cli.main(words):
-            raise UserError(f"The demo stopped at `tfface {shlex.join(words)}` with exit code {code}.")
+            print(f"tfface: the demo stopped at `tfface {shlex.join(words)}`.", file=sys.stderr)
+            return code
     print("\nThe demo is done: synthetic faces of nobody, real weights, the commands above.")
     for what, path in (
         ("report", out / "report.html"),
@@ -41,6 +45,7 @@ def demo(out: str | Path = "runs/demo") -> None:
         ("SavedModel", out / "saved_model"),
     ):
         print(f"  {what}: {os.path.relpath(path)}")
+    return 0
 
 
 def draw_photo(path: Path) -> None:

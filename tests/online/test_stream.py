@@ -87,13 +87,14 @@ def test_a_stage_that_fails_is_raised_and_ends_the_stream(shots, clip):
 SCRIPT = "import sys\nfrom tfface import cli\nsys.exit(cli.main(sys.argv[1:]))"
 
 
-def test_a_polite_end_stops_and_a_second_one_is_as_usual():
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_polite_end_stops_and_a_second_one_is_as_usual(number):
     stopped = []
-    before, interrupt = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    before, interrupt = signal.getsignal(number), signal.getsignal(signal.SIGINT)
     with module._stopped_by_signals(lambda: stopped.append(True)):
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
         assert stopped == [True]
-        assert signal.getsignal(signal.SIGTERM) == before
+        assert signal.getsignal(number) == before
     assert signal.getsignal(signal.SIGINT) == interrupt  # a job in the background begins with it ignored
 
 

@@ -272,7 +272,7 @@ def say(text: str) -> None:
 
 @contextlib.contextmanager
 def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and a service's polite end (SIGTERM) stop the stream; a second one ends the process as usual."""
+    """Ctrl-C, a service's polite end (SIGTERM) and the terminal's end stop the stream; a second one is as usual."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -282,7 +282,10 @@ def _stopped_by_signals(stop: Callable[[], None]) -> Iterator[None]:
         for name, handler in before.items():
             signal.signal(name, handler)
 
-    before = {name: signal.signal(name, handle) for name in (signal.SIGINT, signal.SIGTERM)}
+    names = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # nohup's
+        names.append(signal.SIGHUP)
+    before = {name: signal.signal(name, handle) for name in names}
     try:
         yield
     finally:
