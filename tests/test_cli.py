@@ -128,6 +128,21 @@ def test_a_signal_ends_a_verb_as_ctrl_c_does(number, code, monkeypatch, capsys):
     assert [signal.getsignal(number), sys.unraisablehook] == before
 
 
+@pytest.mark.parametrize("both", ["", "2>&1"])
+def test_a_command_whose_output_nobody_reads_any_more_is_not_called_well_done(both):
+    talk = """
+import sys
+from tfface import cli
+cli.VERBS["train"] = "help", lambda _: [print("x" * 9999, flush=True) for _ in range(99)], lambda _: None, "train"
+sys.exit(cli.main(["train"]))
+"""
+    script = f"'{sys.executable}' -c '{talk}' {both} | head -c 1; echo ${{PIPESTATUS[0]}}"
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert result.stdout == "x141\n"
+    said = "tfface: nobody reads what it prints: stopped; run the same command again to go on.\n"
+    assert result.stderr == ("" if both else said)
+
+
 def test_the_doctor_names_what_is_missing(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     assert cli.main(["doctor"]) == 2

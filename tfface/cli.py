@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import _thread
 import argparse
+import contextlib
 import importlib.util
 import io
 import logging
@@ -29,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     Returns:
         Exit code: 0 well, 1 some photo has no face, 2 bad input (one line on standard error); stopped by Ctrl-C 130, by
-        SIGTERM 143, by the end of its terminal 129.
+        SIGTERM 143, by the end of its terminal 129, by that of the reader of its output 141.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal has no letters for is no reason to stop
@@ -43,31 +44,36 @@ def main(arguments: list[str] | None = None) -> int:
         sys.meta_path.insert(0, _QuietTensorFlow())
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     stop = _Stop()
+    stopped = "stopped; run the same command again to go on" if options.verb in GO_ON else "stopped"
     try:
         with stop:
             return options.run(options) or 0
     except UserError as error:
-        print(f"tfface: {' '.join(str(error).split())}", file=sys.stderr)
+        _tell(" ".join(str(error).split()))
         return 2
     except FloatingPointError as error:
-        print(f"tfface: {error}: the training diverged. Lower the learning rate, in a new --out.", file=sys.stderr)
+        _tell(f"{error}: the training diverged. Lower the learning rate, in a new --out.")
         return 2
     except KeyboardInterrupt:
-        said = "stopped; run the same command again to go on" if options.verb in GO_ON else "stopped"
-        print(f"tfface: {said}.", file=sys.stderr)
+        _tell(f"{stopped}.")
         return 128 + stop.signal
     except BrokenPipeError:
-        # The reader of a pipe (head, less) has gone: nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        _tell(f"nobody reads what it prints: {stopped}.")
+        return 128 + signal.SIGPIPE
     except Exception as error:
         import errno
 
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if not full and os.strerror(errno.ENOSPC) not in str(error):  # TensorFlow has an error of its own for it
             raise
-        print("tfface: the disk is full; free some room and run the same command again.", file=sys.stderr)
+        _tell("the disk is full; free some room and run the same command again.")
         return 2
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(OSError):  # nobody reads that either
+        print(f"tfface: {text}", file=sys.stderr)
 
 
 class _Stop:
