@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -88,17 +89,17 @@ def written_aside(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def held(folder: str | Path, option: str) -> Iterator[None]:
+def held(folder: str | Path, option: str = "") -> Iterator[None]:
     """Keep other processes out of a folder of results, which is made unless it is there.
 
     On file systems that know no locks of folders nothing is held.
 
     Args:
         folder: the folder.
-        option: the command's option by which another folder is named.
+        option: the command's option by which another folder is named; without one it waits for its turn.
 
     Raises:
-        UserError: another process has it.
+        UserError: another process has it, and another folder may be named.
     """
     make_folder(folder)
     handle = os.open(folder, os.O_RDONLY)
@@ -106,9 +107,11 @@ def held(folder: str | Path, option: str) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(
-                f"{folder} is being written by another process: wait for its end, or name another {option}"
-            ) from error
+            said = f"{folder} is being written by another process"
+            if option:
+                raise UserError(f"{said}: wait for its end, or name another {option}") from error
+            print(f"tfface: {said}; waiting for its end", file=sys.stderr, flush=True)
+            fcntl.flock(handle, fcntl.LOCK_EX)
         except OSError:  # a network folder that knows no locks of folders
             pass
         yield

@@ -1,6 +1,9 @@
 """Files of a training that were cut off: one line says which, and what to do."""
 
 import errno
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import keras
@@ -53,21 +56,48 @@ def test_figures_stay_where_the_new_network_cannot_be_written(tmp_path):
     assert not run.figures_file.exists()
 
 
-@pytest.mark.parametrize("size", [0, 60, 500])
-def test_cached_features_that_were_cut_off(size, tmp_path, monkeypatch):
-    def compute(*arguments):
-        target = arguments[-2]
-        target.parent.mkdir(parents=True)
-        np.save(target, np.zeros((100, 4), "float16"))
-        target.write_bytes(target.read_bytes()[:size])
+@pytest.fixture
+def cached(tmp_path, monkeypatch):
+    """Features of a hundred images, which `compute(target)` writes."""
+
+    def cached(compute):
+        monkeypatch.setattr(features, "_compute", lambda *arguments: compute(arguments[-2]))
+        return features.cached_features(small_model(), builder, "train", (8, 8), [pipeline.View()])
 
     monkeypatch.setenv("TFFACE_HOME", str(tmp_path))
     monkeypatch.setattr(pipeline, "fingerprint", lambda builder, split: "of the data")
-    monkeypatch.setattr(features, "_compute", compute)
     splits = {"train": SimpleNamespace(num_examples=100)}
     builder = SimpleNamespace(info=SimpleNamespace(full_name="tiny/1.0.0", splits=splits))
+    return cached
+
+
+@pytest.mark.parametrize("size", [0, 60, 500])
+def test_cached_features_that_were_cut_off(size, cached):
+    def compute(target):
+        np.save(target, np.zeros((100, 4), "float16"))
+        target.write_bytes(target.read_bytes()[:size])
+
     with pytest.raises(UserError, match=r"cached file .*npy is damaged .* Remove it"):
-        features.cached_features(small_model(), builder, "train", (8, 8), [pipeline.View()])
+        cached(compute)
+
+
+def test_two_trainings_compute_their_features_once(cached, monkeypatch, capsys):
+    keras.utils.set_random_seed(0)
+    model = small_model()
+    monkeypatch.setattr(sys.modules[__name__], "small_model", lambda: model)
+    computed = []
+
+    def compute(target):
+        computed.append(target)
+        time.sleep(0.3)  # the other one comes
+        np.save(target, np.zeros((100, 4), "float16"))
+
+    with ThreadPoolExecutor(2) as pool:
+        for (array,) in pool.map(cached, [compute] * 2):
+            assert array.shape == (100, 4)
+    assert len(computed) == 1
+    assert "is being written by another process; waiting for its end" in capsys.readouterr().err
+    assert [path.name for path in computed[0].parent.iterdir()] == [computed[0].name]
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.9])

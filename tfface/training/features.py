@@ -132,7 +132,11 @@ def cached_features(
         digest = hashlib.sha256(json.dumps({**key, "view": list(view)}).encode()).hexdigest()[:16]
         target = files.home() / "features" / f"{name}-{digest}.npy"
         if not target.exists():
-            _compute(model, builder, split, size, view, batch_size, bfloat16, count, target, progress)
+            parts = target.with_suffix(".parts")
+            with files.held(parts):
+                if not target.exists():  # another training may have computed it meanwhile
+                    _compute(model, builder, split, size, view, batch_size, bfloat16, count, target, progress)
+                shutil.rmtree(parts, ignore_errors=True)
         result.append(load_cached(target, mmap_mode="r"))
     return result
 
@@ -152,7 +156,6 @@ def load_cached(file: Path, **options) -> np.ndarray | dict[str, np.ndarray]:
 
 def _compute(model, builder: pipeline.Builder, split, size, view, batch_size, bfloat16, count, target: Path, progress):
     parts = target.with_suffix(".parts")
-    parts.mkdir(parents=True, exist_ok=True)
 
     def prepare(row):
         return pipeline.decode(row["image"], size, view.zoom)
@@ -194,7 +197,6 @@ def _compute(model, builder: pipeline.Builder, split, size, view, batch_size, bf
         raise RuntimeError(f"{target.name}: {count} images were expected, {total} were computed; remove {parts}")
     with files.written_aside(target) as aside:
         np.save(aside, np.concatenate(arrays))
-    shutil.rmtree(parts)
 
 
 def outputs_of(
