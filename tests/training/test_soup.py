@@ -50,8 +50,17 @@ def test_what_helps_goes_in_and_what_harms_does_not(tiny_run, copy, data_dir, tm
     assert "taken: " in capsys.readouterr().out
 
 
-def test_equal_runs_are_all_taken(tiny_run, copy, data_dir, tmp_path):
+def test_equal_runs_are_all_taken_where_a_soup_was_killed_before(tiny_run, copy, data_dir, tmp_path, monkeypatch):
     same = copy("same", lambda weight: weight)
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("tfface.files.write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            soup([tiny_run.folder, same.folder], tmp_path / "soup", data_dir)
+    assert not (tmp_path / "soup").exists()
     mixed = soup([tiny_run.folder, same.folder], tmp_path / "soup", data_dir)
     assert len(mixed.config()["soup"]) == 2
     commands.evaluate(mixed.folder, "test", data_dir=data_dir)
@@ -76,6 +85,9 @@ def test_what_cannot_be_mixed_is_named(tiny_run, copy, data_dir, tmp_path):
         soup([tiny_run.folder, stranger.folder], tmp_path / "out")
     with pytest.raises(UserError, match="holds files already"):
         soup([tiny_run.folder, unfinished.folder], tiny_run.folder)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="holds files already"):
+        soup([tiny_run.folder, unfinished.folder], tmp_path / "file")
     assert not (tmp_path / "out").exists()
     diverged = copy("diverged", lambda weight: weight * np.nan)
     assert soup([diverged.folder, tiny_run.folder], tmp_path / "out", data_dir).config()["soup"] == [

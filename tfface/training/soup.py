@@ -56,9 +56,7 @@ def soup(
     runs = [Run(folder) for folder in folders]
     if len({run.folder.resolve() for run in runs}) < max(2, len(runs)):
         raise UserError(f"A soup is made of two runs or more, each once. Received: {', '.join(map(str, folders))}.")
-    made = Run(out)
-    if made.folder.exists() and any(made.folder.iterdir()):
-        raise UserError(f"{out} holds files already: name another folder with --out, or remove it.")
+    _require_free(Path(out))
     for run in runs:
         if not run.done:
             run.config()  # says that there is no run, where that is so
@@ -114,16 +112,24 @@ def soup(
             chosen, accuracy, best, mean = [*chosen, index], found, score, tried
     progress(f"taken: {', '.join(str(runs[index].folder) for index in chosen)}")
     parts[order[0]].set_weights(mean)
-    files.make_folder(made.folder)
-    made.save_trained(parts[order[0]])
     rows = [
         {"run": str(run.folder), "accuracy": own, "in": index in chosen}
         for index, (run, own) in enumerate(zip(runs, accuracies, strict=True))
     ]
-    files.write_json(made.folder / "soup.json", {"accuracy": accuracy, "runs": rows})
-    files.write_json(made.config_file, {**runs[order[0]].config(), "soup": [row["run"] for row in rows if row["in"]]})
-    files.write_json(made.done_file, {"best_epoch": 0, "seconds": 0.0})
-    return made
+    _require_free(Path(out))  # another soup may have come there meanwhile
+    with files.written_aside(out) as aside:
+        made = Run(files.make_folder(aside))
+        made.save_trained(parts[order[0]])
+        files.write_json(made.folder / "soup.json", {"accuracy": accuracy, "runs": rows})
+        taken = [row["run"] for row in rows if row["in"]]
+        files.write_json(made.config_file, {**runs[order[0]].config(), "soup": taken})
+        files.write_json(made.done_file, {"best_epoch": 0, "seconds": 0.0})
+    return Run(out)
+
+
+def _require_free(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} holds files already: name another folder with --out, or remove it.")
 
 
 def _accuracy(task: Task, output: np.ndarray, label: np.ndarray) -> float:
