@@ -393,16 +393,17 @@ def reproduce(
                 figures = files.read_json(known, "The run's figures") if known.exists() else {}
                 everything = {**figures.get("verification", {}), pairs: verified}
                 files.write_json(known, {**figures, "verification": everything})
-    made = report(folder, data_dir, command)
-    first = runs_in(folder)[0]  # which the report shows, too
-    saved = folder / "saved_model"
-    card = saved / "assets.extra" / "tfface.json"
-    exported = files.read_json(card, "What is exported") if card.exists() else {}
-    # By its bytes, not its time: of another seed, or of a run that went on or was calibrated, it is another network.
-    if exported.get("trained") != files.sha256(first.trained_file):
-        if keras.backend.backend() != "tensorflow":
-            return made
-        export(first.folder, saved)
+    with files.held(folder):  # another process may have come to the end of other seeds
+        made = report(folder, data_dir, command)
+        first = runs_in(folder)[0]  # which the report shows, too
+        saved = folder / "saved_model"
+        card = saved / "assets.extra" / "tfface.json"
+        exported = files.read_json(card, "What is exported") if card.exists() else {}
+        # By its bytes, not its time: of another seed, or of a run that went on or was calibrated, it is another one.
+        if exported.get("trained") != files.sha256(first.trained_file):
+            if keras.backend.backend() != "tensorflow":
+                return made
+            export(first.folder, saved)
     return {**made, "saved_model": saved}
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import threading
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -210,6 +211,20 @@ def test_what_is_exported_is_known_by_its_bytes(data_dir, tmp_path, exported, mo
     os.utime(run.trained_file, (0, 0))  # a clock that was ahead when it was exported, or a copied folder
     commands.reproduce(Colour(), [0], tmp_path / "runs", data_dir=data_dir)
     assert json.loads(card.read_text())["trained"] == files.sha256(run.trained_file)
+
+
+def test_of_two_that_come_to_the_end_of_their_seeds_one_waits(data_dir, tmp_path, exported, monkeypatch):
+    done, waits, out = [], threading.Event(), tmp_path / "runs"
+    monkeypatch.setattr(commands, "report", lambda *_: done.append("report") or {})
+    monkeypatch.setattr("builtins.print", lambda *words, **_: waits.set() if "waiting" in words[0] else None)
+    with files.held(out, "--out"):  # as the other does, while it reports and exports
+        thread = threading.Thread(target=commands.reproduce, args=(Colour(), [0], out, "", data_dir))
+        thread.start()
+        assert waits.wait(60)
+        assert Run(out / "seed-0").figures_file.exists()
+        assert not done
+    thread.join()
+    assert done
 
 
 def test_labels_of_the_test_split_that_were_corrected_are_measured_anew(data_dir, tmp_path, exported, monkeypatch):
