@@ -15,7 +15,7 @@ from tfface.faces import synthesize
 from tfface.models.alexnet import alexnet
 from tfface.recipes import load
 from tfface.serving import bundle as bundles
-from tfface.serving.export import EMBEDDING_LAYERS, export_saved_model
+from tfface.serving.export import EMBEDDING_LAYERS, export_saved_model, network_and_card
 from tfface.training.run import Run
 
 SERVE = """
@@ -258,6 +258,19 @@ def test_words_that_do_not_belong_together(small_run, tmp_path, capsys):
     ):
         assert cli.main(["export", *words]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 6
+
+
+def test_an_embedding_that_nobody_taught_is_not_learnt(tmp_path):
+    recipe = load("compact", "fairface", ["embedding_weight=1.0", "image_size=(32, 32)", "blocks=(1, 1, 1, 1)"])
+    model = recipe.model()
+    told = {}
+    for name, changes in (("fresh", {}), ("taught", {"teacher": "facenet"}), ("frozen", {"train_from": "features"})):
+        run = Run(tmp_path / name)
+        run.begin(recipe.changed(**changes), {"name": "fairface"}, "cpu")
+        run.trained_file.touch()
+        run.model = lambda: model
+        told[name] = network_and_card(run)[1]["embedding"]["learnt"]
+    assert told == {"fresh": False, "taught": True, "frozen": True}
 
 
 def test_which_layer_is_the_embedding():

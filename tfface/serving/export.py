@@ -141,6 +141,8 @@ def network_and_card(run: Run) -> tuple[keras.Model, dict]:
     """The network of a run, its embedding as one more output where it has one; and what its outputs are."""
     recipe = run.recipe()
     network, embedding = _with_embedding(run.model())
+    if embedding and not recipe.train_from and all(task.is_attribute for task in recipe.tasks()):
+        embedding["learnt"] = False  # nobody taught it, and it was not left as another training had made it
     return network, {
         "recipe": recipe.to_json(),
         "trained": files.sha256(run.trained_file),
