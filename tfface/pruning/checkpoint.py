@@ -157,7 +157,7 @@ def prune_checkpoint(
         )
     measured = bool(data or finetune)
     # A training that was begun from other weights, as of a run that went on since, is another one.
-    begun = {**choices, "network": model_fingerprint(base)}
+    begun = {**choices, "network": model_fingerprint(base)} if finetune else {}
     figures = [retraining.figures(base)] if measured else []
     # Training changes the base: what it costs does not change, but a network of its own is timed beside the pruned one.
     if reconstruct:
