@@ -67,6 +67,8 @@ def test_a_run_killed_three_times_ends_as_an_unbroken_one(tiny_run, tiny_recipe,
     fit(tiny_recipe, run.folder, data_dir, verbose=0)
     assert run.figures_file.exists() == (json.loads(run.done_file.read_text())["best_epoch"] < 1)
     assert figures_of(run) == figures_of(tiny_run)
+    seconds = sum(row["seconds"] for row in run.history())  # those of the processes before, too
+    assert json.loads(run.done_file.read_text())["seconds"] == round(seconds, 1)
     for mine, other in zip(weights_of(run), weights_of(tiny_run), strict=True):
         np.testing.assert_array_equal(mine, other)
 

@@ -5,7 +5,7 @@ metrics.jsonl    one row an epoch
 events/          TensorBoard
 state.npz        weights, optimizer and random states at the last epoch's end: what a killed run resumes from
 trained.keras    the trained part of the network at its best validation score (all of it, if nothing was frozen)
-done.json        written last: best epoch, time
+done.json        written last: best epoch, seconds of all epochs
 """
 
 from __future__ import annotations
