@@ -33,11 +33,10 @@ def draw_view(image, landmarks, views, seed):
         image, landmarks = _cut(image, landmarks, (tf.shape(image)[:2] - kept) // 2, kept)
     if not any(view.mirror for view in views):
         return image, landmarks
+    mirrored = mirrors[index]
     turned = tf.gather(landmarks, [1, 0, 2, 4, 3]) * (-1, 1) + (1, 0)
-    image = tf.cond(
-        mirrors[index], lambda: tf.reverse(image, [1]), lambda: image
-    )  # [:, ::-1] takes fifty times as long
-    return image, tf.where(mirrors[index], turned, landmarks)
+    image = tf.cond(mirrored, lambda: tf.reverse(image, [1]), lambda: image)  # [:, ::-1] takes fifty times as long
+    return image, tf.where(mirrored, turned, landmarks)
 
 
 def crop_at_random(image, landmarks, least: float, seed):
