@@ -231,7 +231,7 @@ class Builder(aligned.AlignableBuilder):
             yield (
                 digest,
                 {
-                    "image": originals.content(photo.path),
+                    "image": self.image_of(photo),
                     "race": photo.labels,
                     "identity": originals.readable(photo.path.parent.name),
                     "key": photo.name,

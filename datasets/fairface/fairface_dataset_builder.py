@@ -266,7 +266,7 @@ class Builder(aligned.AlignableBuilder):
             yield (
                 digest,
                 {
-                    "image": originals.content(photo.path),
+                    "image": self.image_of(photo),
                     **rows[photo.name]._asdict(),
                     "key": photo.name,
                 },

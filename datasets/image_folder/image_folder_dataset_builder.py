@@ -224,4 +224,4 @@ class Builder(aligned.AlignableBuilder):
 
     def _generate_examples(self, images):
         for digest, photo in images.items():
-            yield digest, {"image": originals.content(photo.path), "label": photo.labels, "key": photo.name}
+            yield digest, {"image": self.image_of(photo), "label": photo.labels, "key": photo.name}

@@ -155,5 +155,5 @@ class Builder(aligned.AlignableBuilder):
     def _generate_examples(self, images):
         for digest, photo in images.items():
             age, gender, race = photo.labels
-            image = originals.content(photo.path)
+            image = self.image_of(photo)
             yield digest, {"image": image, "age": age, "gender": gender, "race": race, "key": photo.name}

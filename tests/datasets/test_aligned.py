@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from tfface import cli, files
-from tfface.data import alignment_pipeline
+from tfface.data import alignment_pipeline, originals
 from tfface.data.aligned import AlignableConfig, aligned_config
 from tfface.data.pipeline import open_dataset
 from tfface.errors import UserError
@@ -188,6 +189,21 @@ def test_names_of_configs_tell_what_changes_the_images():
     for align, detector in (("eyes", "yolo"), ("five-point", "dlib")):
         with pytest.raises(UserError, match=f"{align} needs landmarks that the detector {detector} does not find"):
             aligned_config(UTKFace(), align, detector=detector)
+
+
+def test_photos_that_exif_turns_wait_as_files_to_be_aligned(tmp_path):
+    """As pictures without loss they would fill the memory, and Beam would take minutes to pass them on."""
+    from utkface.utkface_dataset_builder import Builder as UTKFace
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photo = originals.Photo("30_0_0_1.jpg", tmp_path / "30_0_0_1.jpg", (30, 0, 0))
+    Image.new("RGB", (30, 20)).save(photo.path, exif=exif)
+    builder = UTKFace(data_dir=tmp_path)
+    aligned = UTKFace(config=aligned_config(builder, "margin"), data_dir=tmp_path)
+    for each, kind in ((builder, bytes), (aligned, Path)):
+        [(_, example)] = each._generate_examples({"digest": photo})
+        assert isinstance(example["image"], kind)
 
 
 def test_options_of_beam():

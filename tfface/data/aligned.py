@@ -24,12 +24,14 @@ import sys
 import threading
 from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 import tensorflow_datasets as tfds
 from absl import logging
 from etils import epath
 from tqdm import tqdm
 
+from tfface.data import originals
 from tfface.errors import UserError
 from tfface.faces.crops import DETECTOR_OF, MIN_FACE_SIZE, Alignment
 from tfface.faces.detect import load_detector
@@ -136,6 +138,16 @@ class AlignableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 bar.update(max(0, found - bar.n))  # in the end their folder is removed
         # It stood below TFDS's bars, and leaves the cursor in the middle of a line for them to go on; they have gone.
         sys.stderr.write("\r")
+
+    def image_of(self, photo: originals.Photo) -> Path | bytes:
+        """What an example holds of a file: as it is to be stored, or its path where it will be aligned.
+
+        Aligning reads a path as it would be stored, and until then all examples are in memory.
+
+        Raises:
+            UserError: it cannot be read.
+        """
+        return photo.path if getattr(self.builder_config, "align", "") else originals.content(photo.path)
 
     def aligned(self, splits: dict[str, Iterable]) -> dict:
         """What `_split_generators` returns: the splits as they are, or as Beam transforms that align them.

@@ -334,4 +334,4 @@ class IdentityBuilder(aligned.AlignableBuilder, skip_registration=True):
     def _generate_examples(self, people: Mapping[str, Mapping[str, originals.Photo]], names: Iterable[str]) -> Iterator:
         for name in names:
             for digest, photo in people[name].items():
-                yield digest, {"image": originals.content(photo.path), "identity": name, "key": photo.name}
+                yield digest, {"image": self.image_of(photo), "identity": name, "key": photo.name}
