@@ -47,7 +47,7 @@ def read_pairs(path: Path) -> list[Pair]:
     """
     pairs, seen = [], set()
     try:
-        header, *lines = path.read_text(encoding="utf-8").splitlines()
+        header, *lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
         folds, of_a_kind = (int(field) for field in header.split())
         if folds < 1 or of_a_kind < 1:
             raise ValueError(f"line 1 is {header!r}")

@@ -117,6 +117,13 @@ def test_spoilt_list_of_pairs_is_one_clear_line(tmp_path, manual_dir, change, fo
     assert "\n" not in str(error.value)
 
 
+def test_what_an_editor_on_windows_leaves_is_read(manual_dir):
+    path = manual_dir / "pairs.txt"
+    pairs = lfw_pairs.read_pairs(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n \r\n")
+    assert lfw_pairs.read_pairs(path) == pairs
+
+
 def test_wrong_folder_is_one_clear_line(tmp_path, manual_dir):
     shutil.rmtree(manual_dir / "lfw-deepfunneled")
     with pytest.raises(UserError, match=r"expected pairs\.txt and a folder .*found pairs\.txt"):

@@ -56,7 +56,6 @@ class Builder(tfds.core.GeneratorBasedBuilder):
             ),
             supervised_keys=None,
             metadata=tfds.core.MetadataDict(landmarks=LANDMARKS),
-            homepage="https://github.com/joojs/fairface",
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):

@@ -46,5 +46,9 @@ def test_examples_are_the_faces_of_the_generator(examples):
         assert np.sqrt(np.mean(difference**2)) < 6  # JPEG
 
 
+def test_the_homepage_is_not_that_of_photos_of_people():
+    assert "fairface" not in synthetic_faces.Builder(config=TINY).info.homepage
+
+
 def test_first_config_is_the_default():
     assert synthetic_faces.Builder.BUILDER_CONFIGS[0].count == 5_000

@@ -46,7 +46,7 @@ def test_changed_copies_are_near_and_other_people_are_not(faces):
     assert (distances <= NEAR).mean() < 1e-4  # of 79,800 pairs
 
 
-def test_groups_join_chains_and_mirror_images():
+def test_groups_join_chains_and_mirror_images(capsys):
     rng = np.random.default_rng(0)
     first = rng.random((2, 256)) < 0.5
     second, third = first.copy(), first.copy()
@@ -57,6 +57,7 @@ def test_groups_join_chains_and_mirror_images():
     far[:, NEAR : 2 * NEAR + 1] ^= True
     others = rng.random((1500, 2, 256)) < 0.5  # more than one block
     groups = near_groups(np.stack([first, second, *others, third, mirrored]))
+    assert "Comparing all with all" in capsys.readouterr().err
     assert groups[0] == groups[1] == groups[-2] == groups[-1]
     assert len(set(groups)) == 1501
     assert len(set(near_groups(np.stack([first, far])))) == 2

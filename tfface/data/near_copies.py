@@ -58,7 +58,8 @@ def near_groups(hashes: np.ndarray, distance: int = NEAR) -> np.ndarray:
     count = len(hashes)
     signs = np.where(hashes, 1, -1).astype("float32")
     edges = [np.zeros((2, 0), int)]
-    for start in range(0, count, 1024):
+    # Of a hundred thousand it takes minutes, of a million hours.
+    for start in tqdm(range(0, count, 1024), "Comparing all with all", unit=" thousand", leave=False):
         for view in (0, 1):
             agreement = signs[start : start + 1024, 0] @ signs[start:, view].T  # equal bits minus unequal ones
             edges.append(start + np.stack(np.nonzero(agreement >= BITS - 2 * distance)))
