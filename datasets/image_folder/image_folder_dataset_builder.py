@@ -22,9 +22,6 @@ from tfface.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 
-PARTS = {"train", "test", "val", "valid", "validation"}
-"""What the folders of a set that is divided already are called."""
-
 
 @dataclasses.dataclass(eq=False, kw_only=True)
 class ImageFolderConfig(aligned.AlignableConfig):
@@ -54,22 +51,12 @@ def find_classes(folder: Path) -> tuple[dict[str, list[originals.Photo]], list[s
     Raises:
         UserError: fewer than two classes, or one without a file; or parts of a set that is divided already.
     """
-    top, classes, outside = folder, _subfolders(folder), originals.files_below(folder, "*")
-    while len(classes) == 1 and _subfolders(classes[0]):  # the archive's own folder, or several
-        top, classes = classes[0], _subfolders(classes[0])
-        outside += originals.files_below(top, "*")
+    top, classes, outside = originals.grouped(folder, "class")
     if len(classes) < 2:
         found = f"only {classes[0].name}" if classes else "no folder"
         raise UserError(
             f"no classes in {top}: expected a folder of images for each of two classes or more, found {found}; "
             "give the folder that holds the class folders as manual_dir"
-        )
-    if PARTS.issuperset(path.name.casefold() for path in classes) and any(map(_subfolders, classes)):
-        below = ", ".join(sorted({path.name for part in classes for path in _subfolders(part)})[:3])
-        raise UserError(
-            f"{top} is divided already: expected a folder of images for each class, found "
-            f"{' and '.join(path.name for path in classes)} with folders in them ({below}); give the folder of one "
-            f"part, such as {top / classes[0].name}, as manual_dir, or put the folders of the classes side by side"
         )
     files = {
         name: [
@@ -81,10 +68,6 @@ def find_classes(folder: Path) -> tuple[dict[str, list[originals.Photo]], list[s
     if empty := [name for name, photos in files.items() if not photos]:
         raise UserError(f"class {' and '.join(empty)} in {top} has no image; fill its folder or remove it")
     return files, [file.relative_to(folder).as_posix() for file in outside]
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
 
 
 def perceptual_hashes(photos: list[originals.Photo]) -> np.ndarray:
@@ -178,7 +161,7 @@ class Builder(aligned.AlignableBuilder):
                 "a data set of your own needs a name: tfface build image_folder/"
                 f"{re.sub(r'[^a-zA-Z0-9_]', '_', folder.name)} --manual-dir {folder}"
             )
-        if (folder / config.unaligned).is_dir() and _subfolders(folder / config.unaligned):
+        if (folder / config.unaligned).is_dir() and originals.subfolders(folder / config.unaligned):
             folder /= config.unaligned
         classes, outside = find_classes(folder)
         images, left_out = originals.distinct(photo for photos in classes.values() for photo in photos)

@@ -128,6 +128,14 @@ def test_a_folder_that_is_divided_already_is_refused(tmp_path):
     assert image_folder.find_classes(root)[0].keys() == {"Test", "train"}
 
 
+@pytest.mark.parametrize("parts", [("Training", "Validation"), ("training_set", "test_set"), ("dev", "eval", "more")])
+def test_parts_are_known_by_other_names(tmp_path, parts):
+    for part in parts:
+        (tmp_path / part / "man").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"is divided already: .*with folders in them \(man\)"):
+        image_folder.find_classes(tmp_path)
+
+
 def images(counts):
     photos = (
         originals.Photo(f"{name}/{number}", DUMMY, name) for name, count in counts.items() for number in range(count)

@@ -191,6 +191,11 @@ def test_a_wrong_folder_is_one_clear_line(celeba, casia, tmp_path):
     (celeba / "identity_CelebA.txt").unlink()
     assert "without identity_CelebA.txt each folder is a person" in message(celeba_identities, celeba)
     assert "expected a folder of images for each person, found 001.jpg" in message(casia_webface, casia / "0000045")
+    for part in ("train", "val", "test"):  # as VGGFace2 comes: three parts, which are no three people
+        shutil.copytree(casia, tmp_path / "divided" / part)
+    assert "expected a folder of images for each person, found test and train and val with" in message(
+        casia_webface, tmp_path / "divided"
+    )
     for path in sorted(casia.iterdir())[:-2]:
         shutil.rmtree(path)
     for path in casia.glob("0000056/00[23].jpg"):

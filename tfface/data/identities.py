@@ -113,11 +113,9 @@ def find_folders(folder: Path) -> tuple[list[originals.Photo], dict[str, list[st
         The images; {"of_nobody": the files beside the folders, lists (`*.txt`) aside}.
 
     Raises:
-        UserError: no folders, or nothing in them.
+        UserError: no folders, or nothing in them; or parts of a set that is divided already.
     """
-    top, people = folder, _subfolders(folder)
-    while len(people) == 1 and _subfolders(people[0]):  # the archive's own folder, or several
-        top, people = people[0], _subfolders(people[0])
+    top, people, outside = originals.grouped(folder, "person")
     photos = [
         originals.Photo(originals.readable(file.relative_to(top).as_posix()), file, originals.readable(path.name))
         for path in people
@@ -129,11 +127,7 @@ def find_folders(folder: Path) -> tuple[list[originals.Photo], dict[str, list[st
             f"{', '.join(sorted(path.name for path in top.iterdir())[:5]) or 'nothing'}; give the folder that holds "
             "them as manual_dir"
         )
-    return photos, {"of_nobody": [file.name for file in originals.files_below(top, "*") if file.suffix != ".txt"]}
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
+    return photos, {"of_nobody": [file.name for file in outside if file.suffix != ".txt"]}
 
 
 def _lines(path: Path, form: str) -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import hashlib
 import os
+import re
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,6 +28,9 @@ from tfface.faces.detect import load_detector
 from tfface.faces.photos import orientation, read_photo
 
 Result = TypeVar("Result")
+
+PART = re.compile("(train|test)(ing)?([ _-]?set)?|val|valid|validation|dev|eval|evaluation", re.IGNORECASE)
+"""What the folders of a set that is divided already are called."""
 
 MEASURED = 200
 """Photos whose landmarks are measured. The median of 500 lies within 0.01 of it."""
@@ -72,6 +76,38 @@ def files_below(folder: Path, pattern: str = "**/*") -> list[Path]:
         if (path.is_file() or not path.exists())
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
     )
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Folders of a folder, sorted, hidden ones and what a Mac puts into archives aside."""
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith((".", "__MACOSX")))
+
+
+def grouped(folder: Path, of: str) -> tuple[Path, list[Path], list[Path]]:
+    """The folders by which photos are grouped: those of a folder, or of the only one that it holds.
+
+    Args:
+        folder: what the user named.
+        of: what each group is of, "class" or "person".
+
+    Returns:
+        The folder that holds them, they themselves, and the files beside and above them.
+
+    Raises:
+        UserError: they are parts of a set that is divided already.
+    """
+    top, groups, outside = folder, subfolders(folder), files_below(folder, "*")
+    while len(groups) == 1 and subfolders(groups[0]):  # the archive's own folder, or several
+        top, groups = groups[0], subfolders(groups[0])
+        outside += files_below(top, "*")
+    parts = [path for path in groups if PART.fullmatch(path.name)]
+    if len(parts) > 1 and (below := sorted({path.name for part in parts for path in subfolders(part)})):
+        raise UserError(
+            f"{top} is divided already: expected a folder of images for each {of}, found "
+            f"{' and '.join(path.name for path in parts)} with folders in them ({', '.join(below[:3])}); give the "
+            f"folder of one part, such as {parts[0]}, as manual_dir, or put what is in them side by side"
+        )
+    return top, groups, outside
 
 
 def readable(name: str) -> str:
