@@ -114,6 +114,24 @@ def test_data_sets_of_one_name_keep_their_classes_and_keys_apart(alike):
     }
 
 
+def test_text_numbers_and_classes_of_one_name_are_three_labels(tmp_path):
+    people = {"classes": tfds.features.ClassLabel(names=["x", "y"]), "names": tfds.features.Text(), "numbers": np.int64}
+    for name, feature in people.items():
+        features = tfds.features.FeaturesDict(
+            {"image": tfds.features.Image(), "key": tfds.features.Text(), "who": feature}
+        )
+        row = {"image": np.zeros((4, 4, 3), "uint8"), "key": "0.png", "who": "x" if name == "names" else 1}
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name=name, version="1.0.0", data_dir=tmp_path, split_datasets={"train": [(0, row)]}, features=features
+        )
+    joined = pipeline.open_dataset("classes+names+numbers", tmp_path)
+    rows = pipeline.label_arrays(joined, "train")
+    assert pipeline.class_names(joined) == {"who": ("x", "y")}
+    assert rows["who"].tolist() == [1, -1, -1]
+    assert rows["who_names"].tolist() == ["", "x", ""]
+    assert rows["who_numbers"].tolist() == [-1, -1, 1]
+
+
 def test_a_teacher_looks_at_the_photo_of_the_data_set_that_the_student_sees(alike, monkeypatch):
     monkeypatch.setattr(teacher, "inception_resnet_v1", lambda weights: None)
     monkeypatch.setattr(teacher.pipeline, "open_dataset", lambda data, data_dir: alike)

@@ -85,16 +85,17 @@ class JoinedSplit(NamedTuple):
 class Joined(Combined):
     """Several prepared data sets as one, their examples evenly mixed in a fixed order.
 
-    A label that one of them lacks is -1 there. Where two have a label of one name with other classes (race: seven in
-    FairFace, five in UTKFace), that of the later is called `LABEL_DATASET` (race_utkface). Of several data sets of one
-    name, such as two folders of `image_folder`, the second counts as DATASET_2, the third as DATASET_3.
+    A label that one of them lacks is -1 there, or "". Where two have a label of one name with other classes (race:
+    seven in FairFace, five in UTKFace), or text or numbers in place of classes, that of the later is called
+    `LABEL_DATASET` (race_utkface). Of several data sets of one name, such as two folders of `image_folder`, the second
+    counts as DATASET_2, the third as DATASET_3.
 
     Args:
         parts: the builders.
 
     Attributes:
         prefixes: for each of them what its keys begin with, "DATASET/".
-        renamed: for each of them class label -> what it is called here.
+        renamed: for each of them label -> what it is called here.
     """
 
     def __init__(self, parts: Sequence[Builder]):
@@ -107,30 +108,25 @@ class Joined(Combined):
             for part in parts
         ]
         metadata = shapes[0] if shapes.count(shapes[0]) == len(parts) else {}
-        self.classes = {}
+        kinds: dict[str, tuple] = {}  # label -> its type and its class names
         self.renamed: list[dict[str, str]] = []
         called: list[str] = []
         for part in self.parts:
             before = sum(part.name == other.name for other in self.parts[: len(called)])
             called.append(f"{part.name}_{before + 1}" if before else part.name)
-            names = {}
-            for label, classes in class_names(part).items():
-                free = (label, f"{label}_{part.name}", f"{label}_{called[-1]}")
-                names[label] = next(name for name in free if self.classes.get(name, classes) == classes)
-                self.classes[names[label]] = classes
-            self.renamed.append(names)
-        self.prefixes = tuple(f"{name}/" for name in called)
-        full_name = "+".join(part.info.full_name for part in parts)
-        self.info = JoinedInfo(full_name, self._labels(), splits, metadata)
-
-    def _labels(self) -> dict[str, tf.DType]:
-        found = {}
-        for part, renamed in zip(self.parts, self.renamed, strict=True):
-            for name, feature in part.info.features.items():
+            names, classes = {}, class_names(part)
+            for label, feature in part.info.features.items():
                 dtype = feature.tf_dtype if hasattr(feature, "tf_dtype") else None
                 if dtype is not None and feature.shape == () and (dtype.is_integer or dtype == tf.string):
-                    found.setdefault(renamed.get(name, name), tf.int64 if dtype.is_integer else dtype)
-        return found
+                    kind = tf.int64 if dtype.is_integer else dtype, classes.get(label)
+                    free = (label, f"{label}_{part.name}", f"{label}_{called[-1]}")
+                    names[label] = next(name for name in free if kinds.get(name, kind) == kind)
+                    kinds[names[label]] = kind
+            self.renamed.append(names)
+        self.classes = {label: names for label, (_, names) in kinds.items() if names is not None}
+        self.prefixes = tuple(f"{name}/" for name in called)
+        full_name = "+".join(part.info.full_name for part in parts)
+        self.info = JoinedInfo(full_name, {label: dtype for label, (dtype, _) in kinds.items()}, splits, metadata)
 
     def order(self, split: str) -> np.ndarray:
         """Which of the data sets each example of a split is from, `(n,)` int64; those of each keep their order."""
