@@ -499,6 +499,9 @@ def verify(
 
     Returns:
         What `verify_folds` gives, and what was measured.
+
+    Raises:
+        UserError: a threshold that is no cosine, no such network, crop or data set, or pairs that are not LFW's kind.
     """
     import numpy as np
 

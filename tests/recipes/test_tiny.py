@@ -17,6 +17,7 @@ from tfface.data.pipeline import View
 from tfface.errors import UserError
 from tfface.pruning import checkpoint, retrain
 from tfface.recipes import RECIPES
+from tfface.serving.predictor import SHIPPED
 from tfface.training import batches
 from tfface.training.fit import fit, prepared
 
@@ -91,9 +92,17 @@ def test_masks_are_worn_where_a_crop_and_a_view_leave_the_face(data_dir, monkeyp
     np.testing.assert_allclose(same, nose, atol=1e-6)
 
 
-def test_identities_are_not_blended(data_dir, tmp_path):
-    with pytest.raises(UserError, match="between two identities there is none"):
-        fit(recipes.load("occluded", settings=["mixup=0.2"], tiny=True), tmp_path / "run", data_dir, verbose=0)
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"mixup": 0.2}, "between two identities there is none"),
+        ({"label_smoothing": 0.1}, "learnt by cross-entropy, and the recipe occluded has none"),
+        ({"distill_from": str(SHIPPED / "compact")}, "nothing to teach"),
+    ],
+)
+def test_what_is_of_no_use_to_identities_is_refused(changes, said, data_dir, tmp_path):
+    with pytest.raises(UserError, match=said):
+        fit(recipes.load("occluded", tiny=True).changed(**changes), tmp_path / "run", data_dir, verbose=0)
 
 
 def test_the_whole_way_of_a_recipe_that_tells_people_apart(data_dir, tmp_path, monkeypatch):

@@ -150,6 +150,7 @@ def test_a_label_that_is_absent_is_said(data_dir, tmp_path):
         ({"occluded": 0.5, "worn_masks": 0.5}, "landmarks lie in one place, which colours"),
         ({"train_from": "mean", "mixup": 0.2, "occluded": 0.5}, r"occluded, mixup: .*Set occluded=0.0 mixup=0.0"),
         ({"train_from": "mean", "random_crop": 0.8}, "features that were cached before"),
+        ({"teacher": "facenet"}, "an output embedding, which the recipe colour has not"),
     ],
 )
 def test_choices_that_cannot_be_prepared_do_not_take_the_folder(changes, said, data_dir, tmp_path):

@@ -72,7 +72,9 @@ def aligned_config(
 
     Args:
         builder: a builder of the data set as it is, with the config that is to be aligned.
-        align: see `AlignableConfig`, as are `size`, `no_face` and `detector`.
+        align, no_face: see `AlignableConfig`.
+        size: (height, width) of the crops, pixels; the paper's own if None.
+        detector: see `AlignableConfig`; that of the alignment if empty.
 
     Returns:
         A config to make the builder anew with. All that changes the images is in its name: "five-point",

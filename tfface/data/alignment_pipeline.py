@@ -150,6 +150,9 @@ def pipeline_options(workers: int = 1, options: str = "") -> PipelineOptions:
         workers: how many align at once; 0 for one a core.
         options: "key=value,key=value", as on the command line of a Beam pipeline, for example
             "runner=FlinkRunner,flink_master=host:8081".
+
+    Raises:
+        UserError: fewer than no workers.
     """
     if workers < 0:
         raise UserError(f"--workers must be 0 (one a core) or more. Received: {workers}.")

@@ -364,6 +364,9 @@ def age_errors(truth, predicted, spread=None) -> dict:
         exact (share whose rounded prediction is the rounded truth); correlation; within (k from 0 to 20);
         decades; and spread when given: its mean and how often the central 50 to 95 % interval of a normal
         distribution holds the truth.
+
+    Raises:
+        ValueError: another number of ages than of true ones.
     """
     truth, predicted = np.asarray(truth, dtype=np.float64), np.asarray(predicted, dtype=np.float64)
     if truth.shape != predicted.shape:
@@ -417,6 +420,9 @@ def worst_mistakes(predictions: Predictions, task: str, count: int = 24) -> list
 
     Returns:
         For each, the worst first, its index in the split and a caption: truth, prediction, loss and key.
+
+    Raises:
+        ValueError: a task that was not predicted.
     """
     known = [*predictions.probabilities, *(["age"] if predictions.age_years is not None else [])]
     if task not in known:

@@ -86,7 +86,11 @@ def _outcomes(predictions: Predictions) -> tuple[dict, dict]:
 def attributes(
     predictions: Predictions, age_starts: Sequence[int] = ARG_AGE_STARTS
 ) -> dict[str, tuple[np.ndarray, tuple[str, ...]]]:
-    """What people are grouped by: attribute -> the index of each example's group `(n,)`, and the groups' names."""
+    """What people are grouped by: attribute -> the index of each example's group `(n,)`, and the groups' names.
+
+    Raises:
+        ValueError: age groups that do not begin at 0, or do not rise.
+    """
     found = {
         name: (np.asarray(predictions.truth[name]), tuple(predictions.classes[name]))
         for name in sorted(predictions.truth, key=lambda name: (name != "gender", name != "race", name))

@@ -40,6 +40,9 @@ def report(folder: str | Path, data_dir: str | Path | None = None, command: str 
 
     Returns:
         The files by kind.
+
+    Raises:
+        UserError: no run, seeds that differ in more than their seed, or one that was not evaluated on its own data.
     """
     folder = Path(folder)
     runs = runs_in(folder)

@@ -15,6 +15,9 @@ def cosine_similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
     Returns:
         `(pairs,)` float64 in [-1, 1].
+
+    Raises:
+        ValueError: an embedding that is zero or not finite.
     """
     first, second = (np.asarray(values, "float64") for values in (first, second))
     norms = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
@@ -51,6 +54,9 @@ def best_threshold(similarity: np.ndarray, same: np.ndarray) -> float:
     Args:
         similarity: `(pairs,)`, finite.
         same: `(pairs,)` bool.
+
+    Raises:
+        ValueError: a similarity that is not finite.
     """
     similarity = np.asarray(similarity, "float64")  # in half precision what lies halfway would be rounded away
     if not np.isfinite(similarity).all():

@@ -311,6 +311,9 @@ def pattern_boxes(size: tuple[int, int], grid: int = 4) -> np.ndarray:
     Returns:
         ((K(K+1)/2)**2 + 1, 4), float32, pixels: row 0 is 'none', all zeros; then every rectangle of cells, ordered by
         its top, left, bottom, right. 101 rows for K = 4, 226 for K = 5.
+
+    Raises:
+        UserError: a grid without a cell.
     """
     if grid < 1:
         raise UserError(f"a grid has at least one cell, received {grid}")
@@ -333,6 +336,9 @@ def pattern(box: np.ndarray, size: tuple[int, int], grid: int = 4) -> int:
 
     Returns:
         Row of `pattern_boxes`, 0 for a box without area; of equally good ones the first.
+
+    Raises:
+        UserError: a box that is not four finite numbers, or a grid without a cell.
     """
     boxes = pattern_boxes(tuple(size), grid)
     box = np.asarray(box, np.float64)

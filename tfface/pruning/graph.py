@@ -126,7 +126,11 @@ def as_names(names: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def graph_of(model):
-    """The functional graph of a model; of a sequential one, the graph behind it."""
+    """The functional graph of a model; of a sequential one, the graph behind it.
+
+    Raises:
+        UserError: a model without a graph, or that does more than its graph.
+    """
     graph = getattr(model, "_functional", None) or model
     # Keras has no public view of the calls of a graph; this attribute is what its own `clone_model` walks over.
     if not isinstance(graph, keras.Model) or not hasattr(graph, "_nodes_by_depth"):

@@ -107,7 +107,11 @@ def silence(model: keras.Model, keep: Mapping[str, Sequence[int]], groups: list[
 
 
 def chosen(model, keep, groups):
-    """Pairs of each group named in `keep` and a mask over its units, true for those that stay."""
+    """Pairs of each group named in `keep` and a mask over its units, true for those that stay.
+
+    Raises:
+        UserError: as in `cut`.
+    """
     groups = {group.name: group for group in (channel_groups(model) if groups is None else groups)}
     unknown = [name for name in keep if name not in groups]
     if unknown:

@@ -262,13 +262,18 @@ def image_batches(
     return together.prefetch(2)
 
 
-def check_pixels(recipe: Recipe) -> None:
-    """Say that what changes pixels does nothing to features that are cached. Noise, which `arg` has from its authors'
-    code, is let pass.
+def check_effects(recipe: Recipe) -> None:
+    """Say that a field which is set would do nothing. Noise, which `arg` has from its authors' code, is let pass.
 
     Raises:
-        UserError: `train_from`, and a field of `PIXELS` that is to act.
+        UserError: a field of `PIXELS` where cached features are trained on, or `label_smoothing` and no class that is
+            learnt by cross-entropy.
     """
+    if recipe.label_smoothing and all(task.loss != "crossentropy" for task in recipe.tasks()):
+        raise UserError(
+            f"label_smoothing is of classes that are learnt by cross-entropy, and the recipe {recipe.name} has none "
+            "here: set label_smoothing=0.0."
+        )
     acting = [name for name, none in PIXELS.items() if getattr(recipe, name) != none]
     if recipe.train_from and acting:
         none = " ".join(f"{name}={PIXELS[name]}" for name in acting)

@@ -174,7 +174,7 @@ def prepared(
             devices cannot share evenly.
     """
     batches.check_labels(recipe, builder)
-    batches.check_pixels(recipe)
+    batches.check_effects(recipe)
     if recipe.monitor not in monitored(recipe):
         raise UserError(f"monitor must be one of {', '.join(sorted(monitored(recipe)))}. Received: {recipe.monitor}.")
     keras.utils.set_random_seed(recipe.seed)

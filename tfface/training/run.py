@@ -73,7 +73,11 @@ class Run:
         return f"{path.parent.name}-{path.name}" if path.name.startswith("seed-") else path.name
 
     def recipe(self) -> Recipe:
-        """The recipe that the run was trained by."""
+        """The recipe that the run was trained by.
+
+        Raises:
+            UserError: there is no run in this folder, or this version has not its recipe.
+        """
         values = self.config()["recipe"]
         if values.get("recipe") not in RECIPES:
             raise UserError(

@@ -54,12 +54,17 @@ def taught_targets(
         Task -> `(n, width)`, in the split's fixed order.
 
     Raises:
-        UserError: no such teacher, or one that does not know these faces or tasks.
+        UserError: no such teacher, one that does not know these faces or tasks, or nothing that could learn from it.
     """
     taught = {}
     if recipe.teacher and recipe.extra_data:
         raise UserError(
             "A teacher's embeddings are of the faces of data alone: join data sets there by +, no extra_data."
+        )
+    if recipe.teacher and all(task.name != "embedding" for task in recipe.tasks()):
+        raise UserError(
+            f"A teacher's embeddings are learnt by an output embedding, which the recipe {recipe.name} has not: set "
+            "teacher= (nothing behind it), or train compact or occluded."
         )
     if recipe.teacher:
         data = recipe.teacher_data or recipe.data
@@ -169,11 +174,16 @@ def distilled_targets(
         Task -> `(n, width)` float32, in the split's fixed order.
 
     Raises:
-        UserError: no such run, or one that lacks an output or has others.
+        UserError: no such run, one that lacks an output or has others, or a student that learns no attribute.
     """
     run = Run(folder)
     recipe, model = run.recipe(), run.model()
     tasks = [task for task in tasks if task.is_attribute]
+    if not tasks:
+        raise UserError(
+            f"The run {folder} has nothing to teach: expected a recipe that learns attributes of a face, received one "
+            "that learns none. Leave distill_from out."
+        )
     own = {task.name: task.classes for task in recipe.tasks()}
     for task in tasks:
         if own.get(task.name) != task.classes:
