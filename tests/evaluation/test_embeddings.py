@@ -127,6 +127,9 @@ def test_what_has_no_embedding_or_is_not_prepared_is_said(people, tmp_path, caps
     keras.Sequential([keras.Input((112, 96, 3)), keras.layers.Flatten()]).save(tmp_path / "other.keras")
     with pytest.raises(UserError, match="no layer embedding"):
         load_embedder(str(tmp_path / "other.keras"))
+    for model in ("table1", "photo.jpg"):  # of the first there are fresh weights only
+        with pytest.raises(UserError, match="no trained network"):
+            load_embedder(model)
     with pytest.raises(UserError, match="crop must be one of"):
         load_embedder("facenet", "tight")
     with pytest.raises(UserError, match="not prepared"):

@@ -84,6 +84,11 @@ def load_embedder(model: str, crop: str = "") -> Embedder:
                 "leave --crop out."
             )
         return Embedder(model, keras.Model(whole.input, whole.get_layer(EMBEDDING).output), size, crop)
+    if not model.endswith(".keras"):  # table1 and ir are networks too, with weights that have learnt nothing
+        raise UserError(
+            f"There is no trained network {model}: expected facenet, compact, the folder of a run or a .keras file. "
+            "Two photos are compared in Python, see docs/recognition.md."
+        )
     size = (112, 96) if crop == "five-point" else (160, 160)
     return Embedder(model, load_backbone(model, (*size, 3)), size, crop)
 
