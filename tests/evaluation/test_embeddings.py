@@ -16,6 +16,7 @@ from tfface.faces.crops import Alignment, describe
 from tfface.faces.detect import load_detector
 from tfface.faces.synthesize import face
 from tfface.models import recognition_resnet
+from tfface.models.recognition import FACENET_STAGES
 from tfface.training.run import Run
 
 PEOPLE, SHOTS, FOLDS = 6, 3, 2
@@ -149,6 +150,24 @@ def test_a_face_that_is_found_has_the_margin_that_networks_of_any_size_learnt(si
     (crop,) = embeddings._found([("photo.png", photo)], [], (side, side))
     learnt = Alignment("margin", (side, side)).crop(photo, describe(found, 0))
     assert np.abs(crop - learnt).mean() < 0.1  # the alignment rounds boxes to a hundredth of a pixel
+
+
+@pytest.mark.parametrize(
+    ("shape", "names", "size"),
+    [
+        ((None, None, 3), FACENET_STAGES, (160, 136)),
+        ((None, None, 3), "abc", (112, 96)),
+        ((160, 136, 3), "abc", (160, 136)),
+        ((112, 112, 3), "abc", (112, 96)),
+    ],
+)
+def test_a_file_is_shown_aligned_faces_at_the_size_that_it_wants(shape, names, size, tmp_path):
+    image = x = keras.Input(shape)
+    for name in names:
+        x = keras.layers.Conv2D(2, 1, name=name)(x)
+    x = keras.layers.UnitNormalization(name="embedding")(keras.layers.GlobalAveragePooling2D()(x))
+    keras.Model(image, x).save(tmp_path / "small.keras")
+    assert load_embedder(str(tmp_path / "small.keras")).size == size
 
 
 def test_squares_for_a_network_of_other_crops_are_refused(tmp_path):

@@ -20,12 +20,17 @@ from tfface.errors import UserError
 from tfface.faces import align
 from tfface.faces.crops import MARGIN, main_face
 from tfface.models.inception_resnet_v1 import inception_resnet_v1
-from tfface.models.recognition import EMBEDDING, load_backbone
+from tfface.models.recognition import EMBEDDING, FACENET_STAGES, load_backbone
+from tfface.models.saved import load_saved
 from tfface.training.features import bfloat16_convolutions, load_cached, model_fingerprint
 from tfface.training.run import Run
 
 CROPS = ("detect", "centre", "margin", "five-point", "whole")
 """How a network gets its crop of an image, see `load_embedder`."""
+
+FACENETS_FIVE_POINT = (160, 136)
+"""Height and width at which FaceNet, pruned or not, is shown an aligned crop of 112x96: its own height. The smaller one
+loses it eight points on LFW."""
 
 HIDDEN = ("occ_lfw", "mask_lfw", "lower_half")
 """Configs of `lfw_pairs` that hold the second images of the pairs, covered."""
@@ -67,8 +72,7 @@ def load_embedder(model: str, crop: str = "") -> Embedder:
     if crop not in CROPS:
         raise UserError(f"crop must be one of {', '.join(CROPS)}. Received: {crop}.")
     if model == "facenet":
-        # Of an aligned crop of 112x96 the same height; the smaller one itself loses it eight points on LFW.
-        size = (160, 136) if crop == "five-point" else (160, 160)
+        size = FACENETS_FIVE_POINT if crop == "five-point" else (160, 160)
         return Embedder(model, inception_resnet_v1((*size, 3), weights="facenet"), size, crop)
     if Path(model).is_dir():
         run = Run(model)
@@ -89,8 +93,16 @@ def load_embedder(model: str, crop: str = "") -> Embedder:
             f"There is no trained network {model}: expected facenet, compact, the folder of a run or a .keras file. "
             "Two photos are compared in Python, see docs/recognition.md."
         )
-    size = (112, 96) if crop == "five-point" else (160, 160)
+    size = _five_point_size(load_saved(model)) if crop == "five-point" else (160, 160)
     return Embedder(model, load_backbone(model, (*size, 3)), size, crop)
+
+
+def _five_point_size(network: keras.Model) -> tuple[int, int]:
+    """The size of paper 5's crops that a network wants: its own where it has one of their shape."""
+    height, width = network.input_shape[1:3]
+    if height and width and round(height * 96 / 112) in (width - 1, width, width + 1):
+        return height, width
+    return FACENETS_FIVE_POINT if set(FACENET_STAGES) <= {layer.name for layer in network.layers} else (112, 96)
 
 
 def _crop_of(model: str) -> str:

@@ -18,10 +18,10 @@ from tfface.tasks import Task
 EMBEDDING = "embedding"
 """Name of the layer whose output, of length 1, is compared."""
 
-MASKED_STAGES = (
-    ("stage2", "stage3", "stage4"),
-    ("Block35_5_Activation", "Block17_10_Activation", "Block8_6_ScaleSum"),
-)
+FACENET_STAGES = ("Block35_5_Activation", "Block17_10_Activation", "Block8_6_ScaleSum")
+"""Ends of the last three stages of FaceNet, fine to coarse."""
+
+MASKED_STAGES = (("stage2", "stage3", "stage4"), FACENET_STAGES)
 """Ends of the three stages that a feature mask reads, fine to coarse: of table1 and ir, and of FaceNet."""
 
 
