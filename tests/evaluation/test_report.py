@@ -115,6 +115,7 @@ def test_comparison_says_published_ours_and_difference(report):
     row = ["gender accuracy", "0.930", "0.951 ± 0.002 (3 seeds)", "+0.021", "4,741", "poster"]
     assert [cell.strip() for cell in gender] == row
     assert [cell.strip() for cell in age] == ["age MAE, years", "–", "4.40", "–", "–", "not given"]
+    assert "where the images are others, a hint and no ranking" in report["markdown"].read_text()
 
 
 def test_figures_lie_beside_the_markdown(report):

@@ -177,7 +177,7 @@ def _comparison_table(rows: Sequence[Comparison]) -> Table:
         n = "–" if row.n is None else f"{row.n:,}"
         published = _number(row.published, digits)
         cells.append((row.metric, published, ours, _number(difference, digits, sign=True), n, row.source))
-    caption = "Difference is ours minus published."
+    caption = "Difference is ours minus published: where the images are others, a hint and no ranking."
     if any(row.spread is not None for row in rows):
         caption += " ± is the standard deviation over the seeds."
     return Table(("metric", "paper", "ours", "difference", "n", "source"), cells, caption, text_columns=(0, 5))
