@@ -20,7 +20,7 @@ from tfface.errors import UserError
 from tfface.evaluation import predictions
 from tfface.evaluation.calibrate import calibrate
 from tfface.evaluation.predictions import measured_parts, predict_split
-from tfface.labels import GENDERS
+from tfface.labels import GENDERS, GROUPINGS
 from tfface.recipes import RECIPES, Recipe
 from tfface.training import batches
 from tfface.training.fit import fit, monitored
@@ -119,6 +119,15 @@ def test_an_unknown_label_of_one_data_set_teaches_nothing(data_dir, tmp_path):
     assert set(calibrate(run.folder, data_dir)) == {"gender", "age"}
     with pytest.raises(UserError, match="gender of 32 of 64 images is known"):
         predict_split(run, "test", data_dir=data_dir)
+
+
+def test_an_unknown_label_is_in_no_group(data_dir, monkeypatch):
+    monkeypatch.setitem(GROUPINGS, "women", ("gender", {"Women": ("Female",)}))
+    builder = pipeline.open_dataset("half_known@women", data_dir)
+    known = pipeline.label_arrays(builder, "train")
+    assert set(known["key"].tolist()) == {f"train{i}" for i in range(33, 64, 2)}  # the first 32 are unknown
+    assert set(known["gender"].tolist()) == {0}
+    assert "train0" in builder.info.metadata["left_out"]["gender not known"]
 
 
 def test_classes_in_another_order_are_not_trained_on(data_dir, tmp_path):

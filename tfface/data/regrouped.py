@@ -40,7 +40,8 @@ class Regrouped(pipeline.Combined):
         group_of = {name: index for index, names in enumerate(groups.values()) for name in names}
         self.parts, self.name = (part,), part.name
         self.classes = {**known, self.label: tuple(groups)}
-        self.table = np.array([group_of.get(name, -1) for name in self.originals], "int64")
+        # The last is that of a label which is not known, -1.
+        self.table = np.array([*(group_of.get(name, -1) for name in self.originals), -1], "int64")
         self._counts: dict[str, int] = {}
         self.info = RegroupedInfo(self, f"{part.info.full_name}@{grouping}")
         self.signature = f"{self.info.full_name} "
@@ -48,7 +49,9 @@ class Regrouped(pipeline.Combined):
     def examples(self, split: str, images: tuple[str, ...]) -> tf.data.Dataset:
         """Examples of a split, as `pipeline.examples` gives them, without those that belong to no group."""
         rows = pipeline.examples(self.parts[0], split, images)
-        rows = rows.map(lambda row: {**row, self.label: tf.gather(tf.constant(self.table), row[self.label])})
+        rows = rows.map(
+            lambda row: {**row, self.label: tf.gather(tf.constant(self.table), row[self.label] % len(self.table))}
+        )
         rows = rows.filter(lambda row: row[self.label] >= 0)
         # A filter forgets the length, and Keras would warn at the end.
         return rows.apply(tf.data.experimental.assert_cardinality(self.count(split)))
@@ -61,13 +64,14 @@ class Regrouped(pipeline.Combined):
         return self._counts[split]
 
     def left_out(self) -> dict[str, list[str]]:
-        """Class that belongs to no group -> names of its examples, over all splits."""
-        found = {name: [] for name, group in zip(self.originals, self.table, strict=True) if group < 0}
+        """Class that belongs to no group, and "not known" -> names of its examples, over all splits."""
+        names = {**dict(enumerate(self.originals)), -1: "not known"}
+        found = {index: [] for index in names if self.table[index] < 0}
         for split in self.parts[0].info.splits:
             arrays = pipeline.label_arrays(self.parts[0], split)
-            for name, keys in found.items():
-                keys += arrays["key"][arrays[self.label] == self.originals.index(name)].tolist()
-        return {f"{self.label} {name}": keys for name, keys in found.items()}
+            for index, keys in found.items():
+                keys += arrays["key"][arrays[self.label] == index].tolist()
+        return {f"{self.label} {names[index]}": keys for index, keys in found.items() if keys or index >= 0}
 
 
 class RegroupedInfo:
