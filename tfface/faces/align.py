@@ -29,7 +29,9 @@ def margin_matrix(box: np.ndarray, size: int = 160, margin: int = 32) -> np.ndar
     """Matrix of FaceNet's crop: the box fills the crop but for a margin, counted in pixels of the crop.
 
     The box's width and height are each stretched to `size - margin`, so `margin / 2` pixels surround it on
-    every side; a box that is not square is squeezed to one, as FaceNet's training crops were.
+    every side; a box that is not square is squeezed to one, as FaceNet's training crops were. The margin is
+    counted as in facenet-pytorch: davidsandberg/facenet, by which FaceNet was trained, adds it in pixels of the photo,
+    where it depends on how large the photo is.
 
     Args:
         box: (x0, y0, x1, y1), pixels between edges.
