@@ -119,11 +119,12 @@ class Multitask(Recipe):
         return keras.optimizers.Adam(self.learning_rate)
 
     def search_space(self, trial):
-        """Learning rate, and the weights of age and race; Adam knows only ratios, so that of gender stays."""
+        """Learning rate, and of three tasks the weights of age and race; Adam knows only ratios, so that of gender
+        stays."""
+        weights = () if self.only else ("age_weight", "race_weight")
         return {
             "learning_rate": trial.suggest_float("learning_rate", 1e-5, 1e-2, log=True),
-            "age_weight": trial.suggest_float("age_weight", 0.1, 10.0, log=True),
-            "race_weight": trial.suggest_float("race_weight", 0.1, 10.0, log=True),
+            **{name: trial.suggest_float(name, 0.1, 10.0, log=True) for name in weights},
         }
 
     def tiny(self):
