@@ -43,9 +43,9 @@ TABLE = {
     "alexnet": (0.445, 0.833, 0.543, 61.1),
     "mobilenetv2": (0.419, 0.803, 0.475, 3.5),
 }
-"""Table 1 of the paper. Its counts are those of the networks with their 1,000 classes, but DenseNet's 26.6, which is
-that of DenseNet-161 with the three heads (28.7 with 1,000 classes); ours, with the three heads at 64 pixels: 35.3,
-21.3, 26.7, 20.4 (AlexNet at 224, whose last maps are 6x6: 57.1), 2.3."""
+"""Table 1 of the paper. Its counts are those of the networks with their 1,000 classes, but that of "Densenet61", as it
+is printed: 26.6 is DenseNet-161 with the three heads (28.7 with 1,000 classes). Ours, with the three heads at 64
+pixels: 35.3, 21.3, 26.7, 20.4 (AlexNet at 224, whose last maps are 6x6: 57.1), 2.3."""
 
 
 @dataclass(frozen=True)
