@@ -1,5 +1,7 @@
-"""What is installed: versions of packages, and the backend that Keras runs on."""
+"""What is installed: versions of packages, and the backend that Keras runs on; and in which process it works."""
 
+import functools
+import os
 from importlib.metadata import PackageNotFoundError, packages_distributions, version
 
 from tfface.errors import UserError
@@ -37,3 +39,26 @@ def require_tensorflow(what: str, instead: str = "") -> None:
     backend = keras.backend.backend()
     if backend != "tensorflow":
         raise UserError(f"{what} needs Keras' TensorFlow backend, and KERAS_BACKEND is {backend}: unset it{instead}.")
+
+
+def check_not_forked(what: str) -> None:
+    """Say that what computes on threads of TensorFlow or JAX would wait for them for ever.
+
+    Args:
+        what: what would wait, the subject of the sentence.
+
+    Raises:
+        UserError: this process was forked after this was asked for the first time.
+    """
+    if _forks():
+        raise UserError(
+            f"{what} cannot work in a process that was forked after it, or another of its kind, was loaded: the "
+            'threads that compute are not there. Start processes by the method "spawn", or load it in them only.'
+        )
+
+
+@functools.cache
+def _forks() -> list[int]:
+    forks: list[int] = []
+    os.register_at_fork(after_in_child=lambda: forks.append(os.getpid()))
+    return forks

@@ -1,5 +1,8 @@
 """The interface of all detectors: what goes in, what comes out, what is refused."""
 
+import os
+import signal
+import time
 import xml.etree.ElementTree as ElementTree
 
 import keras
@@ -51,6 +54,27 @@ def test_photos_in_which_no_face_can_be(detector):
 def test_20000_pixels_wide(detector, group):
     photo = np.zeros((64, 20_000, 3), np.uint8)
     assert len(detector([photo])[0]) == 0
+
+
+@pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+def test_a_forked_process_works_or_is_told_why_not(detector, group):
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            code = 0 if len(detector([group])[0]) >= 5 else 2
+        except UserError as error:
+            code = 3 if "forked after it" in str(error) else 4
+        finally:
+            os._exit(code)
+    ends = time.monotonic() + 30
+    while not (ended := os.waitpid(child, os.WNOHANG))[0] and time.monotonic() < ends:
+        time.sleep(0.01)
+    if not ended[0]:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        pytest.fail("it waits for threads that are not there")
+    assert os.waitstatus_to_exitcode(ended[1]) == (0 if isinstance(detector, dlib_detector.DlibHOG) else 3)
 
 
 def test_empty_and_four_dimensional_batches(detector, group):

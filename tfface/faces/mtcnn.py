@@ -27,6 +27,7 @@ from tfface.errors import UserError
 from tfface.faces import pyramid
 from tfface.faces.detect import Detector, Faces
 from tfface.models.saved import in_float32
+from tfface.packages import check_not_forked
 
 BLOCK_PIXELS = 1 << 24
 """Photos are worked on in blocks of at most this many pixels together (or one photo). Memory grows with the block, by
@@ -193,6 +194,7 @@ class MTCNN(Detector):
             raise UserError(f"min_face_size must be at least {pyramid.CELL} pixels, received {min_face_size}")
         if not all(0 < threshold < 1 for threshold in thresholds):
             raise UserError(f"MTCNN's thresholds must lie between 0 and 1, received {thresholds}")
+        check_not_forked("The detector mtcnn")
         self.min_face_size = float(min_face_size)
         self.refinement_threshold = refinement_threshold
         self.score_threshold = score_threshold
@@ -216,6 +218,7 @@ class MTCNN(Detector):
         self._helper = ThreadPoolExecutor(1)  # one canvas's drawing and suppression hide behind another's network
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
+        check_not_forked("The detector mtcnn")
         return [faces for block in _blocks(images) for faces in self._detect_block(block)]
 
     def _detect_block(self, images: list[np.ndarray]) -> list[Faces]:

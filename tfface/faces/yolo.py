@@ -15,6 +15,7 @@ import numpy as np
 
 from tfface.errors import UserError
 from tfface.faces.detect import Detector, Faces, check_min_face_size
+from tfface.packages import check_not_forked
 
 STRIDE = 32
 """Pixels of the input a cell stands for: an input's sides are multiples of it."""
@@ -94,6 +95,7 @@ class TinyYOLO(Detector):
         import tensorflow as tf
 
         _check_options(input_size, score_threshold, min_face_size)
+        check_not_forked("The detector yolo")
         self.input_size = input_size
         self.min_face_size = min_face_size
         network = tiny_yolo_network()
@@ -116,6 +118,7 @@ class TinyYOLO(Detector):
     def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
         import tensorflow as tf
 
+        check_not_forked("The detector yolo")
         faces = []
         for start in range(0, len(images), AT_ONCE):
             part = images[start : start + AT_ONCE]

@@ -15,6 +15,7 @@ from tfface import labels
 from tfface.errors import UserError
 from tfface.faces import align
 from tfface.faces.detect import Detector, load_detector
+from tfface.packages import check_not_forked
 from tfface.tasks import Task, bins_of, years_of
 from tfface.training.run import Run
 
@@ -114,7 +115,7 @@ def find_model(name: str | Path) -> Run:
 class Predictor:
     """Finds the faces of photos and predicts their attributes, in real batches over all photos that it is given.
 
-    Holds no state that a call changes, so threads may share one.
+    Holds no state that a call changes, so threads may share one; forked processes may not, see `check_not_forked`.
 
     Args:
         model: a run's folder, or the name of a shipped model.
@@ -128,6 +129,7 @@ class Predictor:
     def __init__(self, model: str | Path = "compact", detector: str | Detector = "mtcnn", batch_size: int = 32):
         if batch_size < 1:
             raise UserError(f"batch_size must be at least 1. Received: {batch_size}.")
+        check_not_forked("The predictor")
         run = find_model(model)
         self.recipe = run.recipe()
         self.landmarks = run.config()["data"].get("landmarks")
@@ -199,6 +201,7 @@ class Predictor:
         Raises:
             UserError: anything else.
         """
+        check_not_forked("The predictor")
         _check_crops(crops, tuple(self.recipe.image_size))  # another size ends the process, in oneDNN
         views = [crops, crops[:, :, ::-1]] if self.recipe.test_mirror else [crops]
         results = [self._forward(view) for view in views]
