@@ -203,6 +203,10 @@ def test_equal_scores_are_cut_to_the_ratio_too(groups):
     ("settings", "message"),
     [
         ({"ratio": 1.0}, r"\[0, 1\).*Received: 1.0"),
+        ({"ratio": "0.5"}, r"\[0, 1\).*Received: '0.5'"),
+        ({"ratio": [0.5]}, r"\[0, 1\).*Received: \[0.5\]"),
+        ({"ratio": 0.5, "multiple_of": "8"}, "integers. Received: multiple_of='8'"),
+        ({"ratio": 0.5, "minimum": 2.5}, "integers. Received: multiple_of=8, minimum=2.5"),
         ({"ratio": 0.5, "scope": "everything"}, "global, block, layer"),
         ({"ratio": {"nowhere": 0.5}}, "nowhere"),
         ({"ratio": {"stem": 0.5}, "scope": "global"}, "scope 'block' or 'layer'"),

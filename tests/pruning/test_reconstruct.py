@@ -161,6 +161,9 @@ def test_a_norm_that_reads_two_layers_takes_no_offset_of_either():
 def test_what_cannot_be():
     with pytest.raises(ValueError, match="Received none"):
         reconstruct(residual(), {}, [])
+    for batch in ((images(), np.zeros(96)), {"image": images()}, images()[0], images()[..., :2]):
+        with pytest.raises(ValueError, match="must hold inputs alone, arrays of shape"):
+            reconstruct(residual(), {}, [batch])
     inputs = [keras.Input((4,)), keras.Input((4,))]
     with pytest.raises(ValueError, match="one input"):
         reconstruct(keras.Model(inputs, layers.Add()(inputs)), {}, [np.zeros((2, 4))])

@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from numbers import Integral, Real
 from operator import attrgetter
 
 import keras
@@ -106,7 +107,7 @@ def choose(
         ratio: share of the units that goes, in [0, 1); or a dict of shares by the names of blocks or of groups, for
             `scope` "block" and "layer": what it does not name stays whole.
         scope: "global", "block" or "layer": where units are ranked together.
-        multiple_of: >= 1; 1 for no rounding.
+        multiple_of: integer >= 1; 1 for no rounding.
         minimum: least number of channels that stay of each group, >= 1.
         exclude: names or patterns ("stem_*") of groups or of layers that make a group's channels; they stay whole. A
             plain string is one name.
@@ -119,10 +120,10 @@ def choose(
     """
     if scope not in SCOPES:
         raise UserError(f"Unknown scope: expected one of {', '.join(SCOPES)}. Received: {scope!r}.")
-    if multiple_of < 1 or minimum < 1:
+    if not all(isinstance(number, Integral) and number >= 1 for number in (multiple_of, minimum)):
         raise UserError(
-            f"Numbers of channels are out of range: expected multiple_of >= 1 and minimum >= 1. Received: "
-            f"multiple_of={multiple_of}, minimum={minimum}."
+            f"Numbers of channels are out of range: expected multiple_of >= 1 and minimum >= 1, integers. Received: "
+            f"multiple_of={multiple_of!r}, minimum={minimum!r}."
         )
     buckets = {}
     for group in groups:
@@ -168,9 +169,9 @@ def _ratios(ratio, buckets, scope):
                 f"Received: scope={scope!r}, {unknown or list(ratio)}."
             )
     ratios = {name: ratio.get(name, 0.0) if isinstance(ratio, Mapping) else ratio for name in buckets}
-    wrong = [value for value in ratios.values() if not 0 <= value < 1]
+    wrong = [value for value in ratios.values() if not isinstance(value, Real) or not 0 <= value < 1]
     if wrong:
-        raise UserError(f"A share of channels to cut is out of range: expected [0, 1). Received: {wrong[0]}.")
+        raise UserError(f"A share of channels to cut is out of range: expected [0, 1). Received: {wrong[0]!r}.")
     return ratios
 
 

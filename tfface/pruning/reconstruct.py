@@ -64,7 +64,7 @@ def reconstruct(
 
     Raises:
         UserError: as in `cut`.
-        ValueError: no batches, or a model of several inputs.
+        ValueError: no batches, others than inputs of the model, or a model of several inputs.
     """
     if len(model.inputs) != 1:
         raise ValueError(f"`model` must have one input. Received: {model.name}, which has {len(model.inputs)}")
@@ -76,7 +76,17 @@ def reconstruct(
             if member.role == PRODUCER:
                 mask = stays.setdefault(member.layer, np.ones(len(member.units), bool))
                 mask &= (member.units < 0) | kept[member.units]
-    inputs = [ops.convert_to_numpy(batch) for batch in batches]
+    shape, inputs = model.inputs[0].shape, []
+    for batch in batches:
+        received = getattr(batch, "shape", ())
+        if len(received) != len(shape) or any(
+            own not in (None, size) for own, size in zip(shape[1:], received[1:], strict=True)
+        ):
+            raise ValueError(
+                f"`batches` must hold inputs alone, arrays of shape {(None, *shape[1:])}. "
+                f"Received: {type(batch).__name__} {tuple(received)}"
+            )
+        inputs.append(ops.convert_to_numpy(batch))
     if not inputs:
         raise ValueError("`batches` must hold at least one. Received none")
     count = sum(map(_can_be_fitted, find_layers(model).values()))
