@@ -206,7 +206,7 @@ def test_what_a_run_says_is_mixed_with_labels_and_stands_alone_where_there_is_no
     said = {"gender": np.full((12, 2), 0.5), "race": np.tile(np.linspace(0, 0.25, 7), (12, 1))}
     asked = []
     monkeypatch.setattr(teacher, "Run", lambda folder: SimpleNamespace(recipe=lambda: recipe, model=keras.Sequential))
-    monkeypatch.setattr(teacher, "model_fingerprint", lambda model: "of the teacher")
+    monkeypatch.setattr("tfface.training.features.model_fingerprint", lambda model: "of the teacher")
     monkeypatch.setattr(
         teacher, "outputs_of", lambda *arguments: asked.append(arguments) or {**said, "age_group": np.zeros((12, 9))}
     )

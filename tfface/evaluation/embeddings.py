@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
@@ -22,7 +21,7 @@ from tfface.faces.crops import MARGIN, main_face
 from tfface.models.inception_resnet_v1 import inception_resnet_v1
 from tfface.models.recognition import EMBEDDING, FACENET_STAGES, load_backbone
 from tfface.models.saved import load_saved
-from tfface.training.features import bfloat16_convolutions, load_cached, model_fingerprint
+from tfface.training.features import bfloat16_convolutions, cache_digest, load_cached
 from tfface.training.run import Run
 
 CROPS = ("detect", "centre", "margin", "five-point", "whole")
@@ -224,9 +223,7 @@ def embed_images(embedder: Embedder, builder: pipeline.Builder, mirror: bool = F
     """
     split = _split(builder)
     keys = pipeline.label_arrays(builder, split)["key"]
-    identity = [pipeline.fingerprint(builder, split), model_fingerprint(embedder.model), embedder.crop]
-    identity += [str(embedder.size), str(bfloat16)]
-    digest = hashlib.sha256(" ".join(identity).encode()).hexdigest()[:16]
+    digest = cache_digest(builder, split, embedder.model, embedder.crop, embedder.size, bfloat16)
     cache = files.home() / "embeddings" / f"{digest}-mirror.npz"  # holds the plain embeddings in its first half
     if not cache.exists() and not mirror:
         cache = cache.with_name(f"{digest}.npz")

@@ -39,6 +39,12 @@ def model_fingerprint(model: keras.Model) -> str:
     return digest.hexdigest()[:16]
 
 
+def cache_digest(builder: pipeline.Builder, split: str, model: keras.Model, *how: object) -> str:
+    """Hexadecimal digest that stands in the name of a cached file: of a split, a model, and how it looks at images."""
+    identity = [pipeline.fingerprint(builder, split), model_fingerprint(model), *map(str, how)]
+    return hashlib.sha256(" ".join(identity).encode()).hexdigest()[:16]
+
+
 @contextlib.contextmanager
 def bfloat16_convolutions(on: bool):
     """Let TensorFlow compute the graphs that are traced inside in bfloat16 where the processor can; off again after.

@@ -3,7 +3,6 @@ and uncovered, or the outputs of a trained run."""
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from tfface.models.inception_resnet_v1 import inception_resnet_v1
 from tfface.recipes.recipe import Recipe
 from tfface.tasks import Task
 from tfface.training import batches
-from tfface.training.features import bfloat16_convolutions, cached_features, load_cached, model_fingerprint, outputs_of
+from tfface.training.features import bfloat16_convolutions, cache_digest, cached_features, load_cached, outputs_of
 from tfface.training.run import Run, split_at
 
 TEACHERS = ("facenet",)
@@ -119,8 +118,7 @@ def teacher_embeddings(
 
 
 def _cached(network: keras.Model, builder: pipeline.Builder, split: str, bfloat16: bool) -> np.ndarray:
-    identity = [pipeline.fingerprint(builder, split), model_fingerprint(network), str(VIEWS), str(bfloat16)]
-    digest = hashlib.sha256(" ".join(identity).encode()).hexdigest()[:16]
+    digest = cache_digest(builder, split, network, VIEWS, bfloat16)
     cache = files.home() / "embeddings" / f"{builder.info.full_name.replace('/', '-')}-{split}-{digest}.npy"
     if not cache.exists():
         lower, upper = split_at(network, CUT)
@@ -191,8 +189,7 @@ def distilled_targets(
                 f"The run {folder} cannot teach {task.name}: expected an output of that name with the classes "
                 f"{', '.join(task.classes) or 'of a number'}. Received: {', '.join(own.get(task.name, ())) or 'none'}."
             )
-    identity = [pipeline.fingerprint(builder, split), model_fingerprint(model), str(recipe.test_views), str(bfloat16)]
-    digest = hashlib.sha256(" ".join(identity).encode()).hexdigest()[:16]
+    digest = cache_digest(builder, split, model, recipe.test_views, bfloat16)
     cache = files.home() / "outputs" / f"{builder.info.full_name.replace('/', '-')}-{split}-{digest}.npz"
     if not cache.exists():
         outputs = outputs_of(recipe, model, builder, split, bfloat16, progress)
