@@ -306,7 +306,8 @@ def _claim(to: Path, settings: dict) -> tuple[_Tally, set[int]]:
     """
     tally, done, path = _Tally(), set(), to / SETTINGS
     if not path.exists():
-        if to.is_dir() and any(to.iterdir()):
+        # Of a run that was killed in its first moment nothing but this is there.
+        if any(not path.name.startswith(f".{SETTINGS}.") for path in to.iterdir()):
             raise UserError(
                 f"{to} holds other files; expected a new or empty folder, or one of this verb: name it with --to"
             )
