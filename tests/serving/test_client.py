@@ -4,6 +4,8 @@ import json
 import socket
 import threading
 import time
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
@@ -117,6 +119,19 @@ def test_versions_and_labels(url):
         client.connect(url, "faces", version=7).card()
     with pytest.raises(UserError, match="label best"):
         client.connect(url, "faces", label="best").card()
+
+
+def test_a_label_of_any_letters_is_part_of_the_address(monkeypatch):
+    asked = []
+
+    def refuse(request, timeout):
+        asked.append(request.full_url)
+        raise urllib.error.URLError("refused")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    with pytest.raises(UserError, match="No TensorFlow Serving answers"):
+        client.connect("http://localhost:8501", "faces", label="on trial/2").card()
+    assert asked == ["http://localhost:8501/v1/models/faces/labels/on%20trial%2F2:predict"]
 
 
 def test_a_model_that_is_not_there_is_said(url, group, capsys):

@@ -185,7 +185,8 @@ class Rest(Server):
     """TensorFlow Serving's REST interface, in columns: every input and output one array."""
 
     def predict(self, signature, inputs):
-        part = f"/versions/{self.version}" if self.version is not None else f"/labels/{self.label}" * bool(self.label)
+        label = urllib.parse.quote(self.label, safe="")
+        part = f"/versions/{self.version}" if self.version is not None else f"/labels/{label}" * bool(label)
         request = urllib.request.Request(
             f"{self.address}/v1/models/{urllib.parse.quote(self.name, safe='')}{part}:predict",
             json.dumps(
