@@ -40,6 +40,8 @@ def test_the_file_says_what_its_outputs_are(exported):
     card = json.loads({entry.key: entry.value for entry in model.metadata_props}["tfface"])
     assert card["outputs"][0]["classes"] == ["Male", "Female"]
     assert [entry.name for entry in model.graph.input] == ["images"]
+    values = (*model.graph.input, *model.graph.output)
+    assert {entry.type.tensor_type.shape.dim[0].dim_param for entry in values} == {"batch"}
     assert not {node.op_type for node in model.graph.node} & {"BatchNormalization"}
 
 
@@ -55,6 +57,14 @@ def test_a_file_that_disagrees_is_not_kept(small_run, exported, tmp_path, monkey
     ):
         serving_onnx.export_onnx(small_run, tmp_path / "model.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_an_embedding_of_zeros_is_no_error_of_the_converter(small_run):
+    recipe, network = small_run.recipe(), export.network_and_card(small_run)[0]
+    silent = keras.Model(network.input, {name: 0 * value for name, value in network.output.items()})
+    numbers = export.numbers_of(silent, recipe)
+    with np.errstate(all="raise"):
+        export.require_parity(silent, recipe, numbers, "The file", 1e-4)
 
 
 def test_another_backend_is_named(small_run, tmp_path, monkeypatch):

@@ -46,6 +46,8 @@ def export_onnx(run: Run, file: str | Path) -> Path:
     function = tf.function(export.numbers_of(optimize.fold(network), recipe))
     handlers = {"Erfc": (_erfc, [])}
     model, _ = tf2onnx.convert.from_function(function, [export.image_spec(recipe)], custom_op_handlers=handlers)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"  # the converter gives each a name of its own
     onnx.helper.set_model_props(model, {"tfface": json.dumps(card)})
     onnx.checker.check_model(model)
     with files.written_aside(file) as aside:
