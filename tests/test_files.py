@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from pathlib import Path
 
 import pytest
 
@@ -43,6 +44,16 @@ def test_a_folder_replaces_a_folder(tmp_path):
             aside.mkdir()
             (aside / "file").write_text(content)
     assert (target / "file").read_text() == "second"
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir])
+def test_two_that_write_one_file_at_once_write_each_their_own(make, tmp_path):
+    with files.written_aside(tmp_path / "model") as one:
+        make(one)
+        with files.written_aside(tmp_path / "model") as other:
+            make(other)
+            assert one != other
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

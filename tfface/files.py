@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -56,7 +57,9 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     name = path.name
     if len(os.fsencode(name)) > LONGEST_NAME:  # with what is added it would be longer than file systems take
         name = hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()
-    aside = path.with_name(f".{name}.{os.getpid()}.part{path.suffix}")
+    # Not by the number of the process: threads share it, and so do containers that write to one network folder.
+    unique = uuid.uuid4().hex[:12]
+    aside = path.with_name(f".{name}.{unique}.part{path.suffix}")
     ours = True
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +67,7 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         yield aside
         ours = True
         if path.is_dir() and aside.is_dir():
-            old = path.with_name(f".{name}.{os.getpid()}.old")
+            old = path.with_name(f".{name}.{unique}.old")
             path.rename(old)
             aside.rename(path)
             shutil.rmtree(old)
