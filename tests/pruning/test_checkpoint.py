@@ -227,6 +227,8 @@ def test_what_cannot_be_is_one_line(file, run, tmp_path, data_dir, monkeypatch):
     refused("Nothing to leave untouched by 'absent'", untouched="absent")
     refused("comes to none", ratio=0.01)
     refused("--finetune", schedule="polynomial")
+    refused("--finetune must be 0 epochs or more. Received: -1", source=run.folder, finetune=-1)
+    refused("--faces must be 1 or more. Received: 0", reconstruct="synthetic_faces/small", faces=0, data_dir=data_dir)
     refused("constant or polynomial", schedule="linear")
     refused("without --schedule", schedule="polynomial", finetune=1, reconstruct="absent")
     with monkeypatch.context() as patch:

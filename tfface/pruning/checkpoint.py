@@ -83,7 +83,7 @@ def prune_checkpoint(
         reconstruct: prepared data set on whose training images, without labels, the kernels of what is left are fitted
             to the outputs of the whole network (`tfface.pruning.reconstruct`), before any training; for a network
             that takes one image, RGB in [0, 255].
-        faces: so many of those images.
+        faces: so many of those images, 1 or more.
 
     Returns:
         What stands in `pruned.json`: the choices, `groups` (name -> [channels before, after]) and `rows` (name, base,
@@ -93,18 +93,7 @@ def prune_checkpoint(
         UserError: no such model, nothing in it can be cut, or a choice that is out of range or needs a run.
     """
     source, exclude, untouched = Path(source), as_names(exclude), as_names(untouched)
-    if not 0 < ratio < 1:
-        raise UserError(f"The share of channels to cut must lie between 0 and 1, both excluded. Received: {ratio}.")
-    if schedule not in SCHEDULES:
-        raise UserError(f"The schedule must be constant or polynomial. Received: {schedule}.")
-    if schedule and not finetune:
-        raise UserError(f"The schedule {schedule} prunes while the network trains: add --finetune EPOCHS.")
-    if schedule:
-        require_tensorflow("--schedule", ", or leave --schedule out")
-    if schedule and reconstruct:
-        raise UserError("A schedule trains what is left before it is cut: reconstruct without --schedule.")
-    if schedule and scope == SENSITIVITY:
-        raise UserError("A schedule moves one ratio for all blocks: choose --scope layer, block or global with it.")
+    _check_choices(ratio, scope, schedule, finetune, reconstruct, faces)
     if str(source) != "facenet" and not source.exists():
         raise UserError(f"There is no model at {source}: expected a .keras file, the folder of a run, or facenet.")
     run = Run(source) if source.is_dir() else None
@@ -197,6 +186,25 @@ def prune_checkpoint(
     }
     files.write_json(out / "pruned.json", result)
     return result
+
+
+def _check_choices(ratio, scope, schedule, finetune, reconstruct, faces):
+    if not 0 < ratio < 1:
+        raise UserError(f"The share of channels to cut must lie between 0 and 1, both excluded. Received: {ratio}.")
+    if finetune < 0:
+        raise UserError(f"--finetune must be 0 epochs or more. Received: {finetune}.")
+    if faces < 1:
+        raise UserError(f"--faces must be 1 or more. Received: {faces}.")
+    if schedule not in SCHEDULES:
+        raise UserError(f"The schedule must be constant or polynomial. Received: {schedule}.")
+    if schedule and not finetune:
+        raise UserError(f"The schedule {schedule} prunes while the network trains: add --finetune EPOCHS.")
+    if schedule:
+        require_tensorflow("--schedule", ", or leave --schedule out")
+    if schedule and reconstruct:
+        raise UserError("A schedule trains what is left before it is cut: reconstruct without --schedule.")
+    if schedule and scope == SENSITIVITY:
+        raise UserError("A schedule moves one ratio for all blocks: choose --scope layer, block or global with it.")
 
 
 def table(result: dict) -> str:
