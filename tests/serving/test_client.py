@@ -311,6 +311,9 @@ def test_addresses_of_another_kind(url):
 def test_a_version_and_a_label_or_no_time_at_all():
     with pytest.raises(UserError, match="not both"):
         client.connect("host:8500", version=1, label="stable")
+    for version in (-1, 1 << 63):
+        with pytest.raises(UserError, match="A version is a number from 0"):
+            client.connect("host:8500", version=version)
     for seconds in (0, float("nan"), float("inf"), 1e300):
         with pytest.raises(UserError, match="more than 0"):
             client.connect("host:8500", timeout=seconds)

@@ -51,7 +51,7 @@ def connect(
         timeout: seconds that an answer may take, > 0, at most a day.
 
     Raises:
-        UserError: an address of another kind, a version and a label, or a timeout out of range.
+        UserError: an address of another kind, a version and a label, or a version or a timeout out of range.
     """
     scheme, _, rest = url.rpartition("://")
     place = rest.rstrip("/")
@@ -66,6 +66,8 @@ def connect(
         )
     if version is not None and label:
         raise UserError(f"Name a version or a label, not both. Received: version {version}, label {label}.")
+    if version is not None and not 0 <= version < 1 << 63:
+        raise UserError(f"A version is a number from 0 to {(1 << 63) - 1}. Received: {version}.")
     if not 0 < timeout <= LONGEST_TIMEOUT:
         raise UserError(
             f"The timeout must be more than 0 seconds and at most {LONGEST_TIMEOUT:g}. Received: {timeout:g}."
