@@ -4,111 +4,31 @@ import json
 import os
 import shutil
 import threading
-from dataclasses import dataclass, field
-from typing import ClassVar
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
-from tfface import commands, files, tasks
+from tfface import commands, files
 from tfface.data import pipeline
-from tfface.data.pipeline import View
 from tfface.errors import UserError
 from tfface.evaluation import predictions
 from tfface.evaluation.calibrate import calibrate
 from tfface.evaluation.predictions import measured_parts, predict_split
-from tfface.labels import GENDERS, GROUPINGS
-from tfface.recipes import RECIPES, Recipe
+from tfface.labels import GROUPINGS
 from tfface.training import batches
 from tfface.training.fit import fit, monitored
 from tfface.training.run import Run, runs_in
 from tfface.training.soup import soup
 
 
-@dataclass(frozen=True)
-class Colour(Recipe):
-    """Gender and age from the mean colour of an image, trained from pixels."""
-
-    name: ClassVar[str] = "colour"
-    title: ClassVar[str] = "Colours"
-    data: str = "colours"
-    image_size: tuple[int, int] = (4, 4)
-    views: tuple = field(default=(View(),))
-    epochs: int = 1
-    batch_size: int = 16
-    activation: str = "relu"
-    learning_rate: float = 0.1
-
-    def tasks(self):
-        return tasks.classification("gender", GENDERS), tasks.age_bins()
-
-    def model(self):
-        image = keras.Input((*self.image_size, 3), name="image")
-        x = keras.layers.GlobalAveragePooling2D(name="mean")(keras.layers.Rescaling(1 / 255, name="scale")(image))
-        x = keras.layers.Dense(8, self.activation, name="hidden")(x)
-        logits = {task.name: keras.layers.Dense(task.width, name=f"{task.name}_logits")(x) for task in self.tasks()}
-        softmax = {name: keras.layers.Activation("softmax", name=name)(logit) for name, logit in logits.items()}
-        return keras.Model(image, softmax, name=self.name)
-
-    def optimizer(self, model, steps):
-        return keras.optimizers.Adam(self.learning_rate)
+@pytest.fixture
+def data_dir(colours):
+    return colours
 
 
-@pytest.fixture(autouse=True)
-def known_recipe(monkeypatch, tmp_path):
-    monkeypatch.setitem(RECIPES, "colour", Colour)
-    monkeypatch.setenv("TFFACE_HOME", str(tmp_path / "home"))
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    """Prepared sets of 4x4 pixels, men blue and women red: whole; of half unknown genders; in another order; without
-    ages; without any label; without a validation split."""
-    folder = tmp_path_factory.mktemp("data")
-
-    def store(name, genders=GENDERS, lacks=(), unknown=0, splits=("train", "validation", "test")):
-        features = {
-            "image": tfds.features.Image(shape=(4, 4, 3), encoding_format="png"),
-            "gender": tfds.features.ClassLabel(names=list(genders)),
-            "age": tfds.features.Scalar(np.int64),
-            "key": tfds.features.Text(),
-        }
-        features = tfds.features.FeaturesDict({k: v for k, v in features.items() if k not in lacks})
-
-        def examples(split):
-            for i in range(64):
-                gender = GENDERS[i % 2]
-                red, blue = (250, 0) if gender == "Female" else (0, 250)
-                row = {"image": np.full((4, 4, 3), (red, 3 * i, blue), "uint8"), "age": i, "key": f"{split}{i}"}
-                row["gender"] = -1 if i < unknown else genders.index(gender)
-                yield {k: v for k, v in row.items() if k not in lacks}
-
-        signature = features.get_tensor_spec()
-        tfds.dataset_builders.store_as_tfds_dataset(
-            name=name,
-            version="1.0.0",
-            data_dir=str(folder),
-            features=features,
-            split_datasets={
-                split: tf.data.Dataset.from_generator(lambda split=split: examples(split), output_signature=signature)
-                for split in splits
-            },
-        )
-
-    store("colours")
-    store("half_known", unknown=32)
-    store("swapped", genders=GENDERS[::-1])
-    store("ageless", lacks=("age",))
-    store("unlabelled", lacks=("gender", "age"))
-    store("unvalidated", splits=("train", "test"))
-    return folder
-
-
-def test_an_unknown_label_of_one_data_set_teaches_nothing(data_dir, tmp_path):
-    recipe = Colour(data="half_known", batch_size=64)
+def test_an_unknown_label_of_one_data_set_teaches_nothing(colour, data_dir, tmp_path):
+    recipe = colour(data="half_known", batch_size=64)
     builder = pipeline.open_dataset("half_known", data_dir)
     (_, targets, weights), *_ = batches.image_batches(builder, "train", recipe, 0).take(1)
     # Of 64 the first 32 are unknown, of the others every second is a man.
@@ -130,20 +50,20 @@ def test_an_unknown_label_is_in_no_group(data_dir, monkeypatch):
     assert "train0" in builder.info.metadata["left_out"]["gender not known"]
 
 
-def test_classes_in_another_order_are_not_trained_on(data_dir, tmp_path):
+def test_classes_in_another_order_are_not_trained_on(colour, data_dir, tmp_path):
     with pytest.raises(UserError, match=r"in another order. Expected: Male, Female. Received: Female, Male"):
-        fit(Colour(data="swapped"), tmp_path / "run", data_dir, verbose=0)
+        fit(colour(data="swapped"), tmp_path / "run", data_dir, verbose=0)
     assert not (tmp_path / "run").exists()
     # A network that was trained on the right order is measured by the names.
-    run = fit(Colour(epochs=5), tmp_path / "right", data_dir, verbose=0)
+    run = fit(colour(epochs=5), tmp_path / "right", data_dir, verbose=0)
     one, other = (predict_split(run, "test", data, data_dir) for data in ("colours", "swapped"))
     np.testing.assert_array_equal(one.truth["gender"], other.truth["gender"])
 
 
-def test_a_label_that_is_absent_is_said(data_dir, tmp_path):
+def test_a_label_that_is_absent_is_said(colour, data_dir, tmp_path):
     with pytest.raises(UserError, match="learns age, which ageless"):
-        fit(Colour(data="ageless"), tmp_path / "run", data_dir, verbose=0)
-    run = fit(Colour(), tmp_path / "right", data_dir, verbose=0)
+        fit(colour(data="ageless"), tmp_path / "run", data_dir, verbose=0)
+    run = fit(colour(), tmp_path / "right", data_dir, verbose=0)
     with pytest.raises(UserError, match="tells age, which ageless"):
         predict_split(run, "test", "ageless", data_dir)
 
@@ -162,9 +82,9 @@ def test_a_label_that_is_absent_is_said(data_dir, tmp_path):
         ({"teacher": "facenet"}, "an output embedding, which the recipe colour has not"),
     ],
 )
-def test_choices_that_cannot_be_prepared_do_not_take_the_folder(changes, said, data_dir, tmp_path):
+def test_choices_that_cannot_be_prepared_do_not_take_the_folder(colour, changes, said, data_dir, tmp_path):
     with pytest.raises(UserError, match=said):
-        fit(Colour(**changes), tmp_path / "run", data_dir, verbose=0)
+        fit(colour(**changes), tmp_path / "run", data_dir, verbose=0)
     assert not (tmp_path / "run" / "config.json").exists()
 
 
@@ -179,8 +99,8 @@ def exported(monkeypatch):
     monkeypatch.setattr(commands, "export", export)
 
 
-def test_a_part_without_labels_is_learnt_with_and_not_measured(data_dir, tmp_path, capsys, exported):
-    recipe = Colour(data="colours+unlabelled", epochs=2)
+def test_a_part_without_labels_is_learnt_with_and_not_measured(colour, data_dir, tmp_path, capsys, exported):
+    recipe = colour(data="colours+unlabelled", epochs=2)
     assert measured_parts(recipe, data_dir) == ["colours"]
     made = commands.reproduce(recipe, [0], tmp_path / "runs", data_dir=data_dir)
     assert "unlabelled holds none of the labels of colour" in capsys.readouterr().out
@@ -188,9 +108,11 @@ def test_a_part_without_labels_is_learnt_with_and_not_measured(data_dir, tmp_pat
     calibrate(tmp_path / "runs" / "seed-0", data_dir)
 
 
-def test_splits_that_are_there_are_reported_and_the_first_seed_is_exported(data_dir, tmp_path, exported, monkeypatch):
+def test_splits_that_are_there_are_reported_and_the_first_seed_is_exported(
+    colour, data_dir, tmp_path, exported, monkeypatch
+):
 
-    recipe, out = Colour(data="unvalidated", validation_split="test"), tmp_path / "runs"
+    recipe, out = colour(data="unvalidated", validation_split="test"), tmp_path / "runs"
     monkeypatch.setattr(commands, "report", lambda *_: {})
     for seeds in ([1], [0], [1, 0]):
         made = commands.reproduce(recipe, seeds, out, data_dir=data_dir)
@@ -199,8 +121,8 @@ def test_splits_that_are_there_are_reported_and_the_first_seed_is_exported(data_
     assert set(json.loads((out / "seed-0" / "metrics.json").read_text())) == {"test"}
 
 
-def test_figures_of_a_network_that_was_replaced_meanwhile_are_not_kept(data_dir, tmp_path, monkeypatch):
-    run = fit(Colour(), tmp_path / "run", data_dir, verbose=0)
+def test_figures_of_a_network_that_was_replaced_meanwhile_are_not_kept(colour, data_dir, tmp_path, monkeypatch):
+    run = fit(colour(), tmp_path / "run", data_dir, verbose=0)
 
     def replaced(run, split, data, data_dir, bfloat16, model):
         told = predict_split(run, split, data, data_dir, bfloat16, model=model)
@@ -213,22 +135,22 @@ def test_figures_of_a_network_that_was_replaced_meanwhile_are_not_kept(data_dir,
     assert not run.figures_file.exists()
 
 
-def test_what_is_exported_is_known_by_its_bytes(data_dir, tmp_path, exported, monkeypatch):
+def test_what_is_exported_is_known_by_its_bytes(colour, data_dir, tmp_path, exported, monkeypatch):
     monkeypatch.setattr(commands, "report", lambda *_: {})
-    made = commands.reproduce(Colour(), [0], tmp_path / "runs", data_dir=data_dir)
+    made = commands.reproduce(colour(), [0], tmp_path / "runs", data_dir=data_dir)
     run, card = Run(tmp_path / "runs" / "seed-0"), made["saved_model"] / "assets.extra" / "tfface.json"
     calibrate(run.folder, data_dir)
     os.utime(run.trained_file, (0, 0))  # a clock that was ahead when it was exported, or a copied folder
-    commands.reproduce(Colour(), [0], tmp_path / "runs", data_dir=data_dir)
+    commands.reproduce(colour(), [0], tmp_path / "runs", data_dir=data_dir)
     assert json.loads(card.read_text())["trained"] == files.sha256(run.trained_file)
 
 
-def test_of_two_that_come_to_the_end_of_their_seeds_one_waits(data_dir, tmp_path, exported, monkeypatch):
+def test_of_two_that_come_to_the_end_of_their_seeds_one_waits(colour, data_dir, tmp_path, exported, monkeypatch):
     done, waits, out = [], threading.Event(), tmp_path / "runs"
     monkeypatch.setattr(commands, "report", lambda *_: done.append("report") or {})
     monkeypatch.setattr("builtins.print", lambda *words, **_: waits.set() if "waiting" in words[0] else None)
     with files.held(out, "--out"):  # as the other does, while it reports and exports
-        thread = threading.Thread(target=commands.reproduce, args=(Colour(), [0], out, "", data_dir))
+        thread = threading.Thread(target=commands.reproduce, args=(colour(), [0], out, "", data_dir))
         thread.start()
         assert waits.wait(60)
         assert Run(out / "seed-0").figures_file.exists()
@@ -237,12 +159,14 @@ def test_of_two_that_come_to_the_end_of_their_seeds_one_waits(data_dir, tmp_path
     assert done
 
 
-def test_labels_of_the_test_split_that_were_corrected_are_measured_anew(data_dir, tmp_path, exported, monkeypatch):
+def test_labels_of_the_test_split_that_were_corrected_are_measured_anew(
+    colour, data_dir, tmp_path, exported, monkeypatch
+):
     monkeypatch.setattr(commands, "report", lambda *_: {})
     (tmp_path / "data").mkdir()
     shutil.copytree(data_dir / "colours", tmp_path / "data" / "colours")
     out, figures_file = tmp_path / "runs", tmp_path / "runs" / "seed-0" / "metrics.json"
-    commands.reproduce(Colour(), [0], out, data_dir=tmp_path / "data")
+    commands.reproduce(colour(), [0], out, data_dir=tmp_path / "data")
     before = json.loads(figures_file.read_text())
     # Every label turned round, in a record of the same length.
     (file,) = (tmp_path / "data").rglob("*test.tfrecord*")
@@ -252,7 +176,7 @@ def test_labels_of_the_test_split_that_were_corrected_are_measured_anew(data_dir
             value = row.features.feature["gender"].int64_list.value
             value[0] = 1 - value[0]
             writer.write(row.SerializeToString())
-    commands.reproduce(Colour(), [0], out, data_dir=tmp_path / "data")
+    commands.reproduce(colour(), [0], out, data_dir=tmp_path / "data")
     after = json.loads(figures_file.read_text())
     right = [figures["test"]["tasks"]["gender"]["accuracy"]["value"] for figures in (before, after)]
     assert sum(right) == 1
@@ -260,11 +184,11 @@ def test_labels_of_the_test_split_that_were_corrected_are_measured_anew(data_dir
     assert after["validation"] == before["validation"]
 
 
-def test_seeds_of_other_choices_are_no_seeds(data_dir, tmp_path, exported, monkeypatch):
+def test_seeds_of_other_choices_are_no_seeds(colour, data_dir, tmp_path, exported, monkeypatch):
     monkeypatch.setattr(commands, "report", lambda *_: {})
     for seed in (0, 1):
-        recipe = Colour(initial=f"runs/before/seed-{seed}")
-        fit(Colour(seed=seed), tmp_path / "runs" / f"seed-{seed}", data_dir, verbose=0)
+        recipe = colour(initial=f"runs/before/seed-{seed}")
+        fit(colour(seed=seed), tmp_path / "runs" / f"seed-{seed}", data_dir, verbose=0)
         config = json.loads((tmp_path / "runs" / f"seed-{seed}" / "config.json").read_text())
         config["recipe"]["initial"] = recipe.initial
         files.write_json(tmp_path / "runs" / f"seed-{seed}" / "config.json", config)
@@ -280,14 +204,14 @@ def test_seeds_of_other_choices_are_no_seeds(data_dir, tmp_path, exported, monke
         runs_in(tmp_path / "runs")
 
 
-def test_names_of_figures_are_those_that_keras_gives(data_dir, tmp_path):
-    run = fit(Colour(), tmp_path / "run", data_dir, verbose=0)
-    assert set(run.history()[0]) - {"epoch", "seconds"} == monitored(Colour())
+def test_names_of_figures_are_those_that_keras_gives(colour, data_dir, tmp_path):
+    run = fit(colour(), tmp_path / "run", data_dir, verbose=0)
+    assert set(run.history()[0]) - {"epoch", "seconds"} == monitored(colour())
 
 
-def test_runs_of_a_soup_are_each_measured_with_their_own_network(data_dir, tmp_path):
+def test_runs_of_a_soup_are_each_measured_with_their_own_network(colour, data_dir, tmp_path):
     runs = [
-        fit(Colour(epochs=3, activation=activation, image_size=size, seed=seed), tmp_path / name, data_dir, verbose=0)
+        fit(colour(epochs=3, activation=activation, image_size=size, seed=seed), tmp_path / name, data_dir, verbose=0)
         for name, activation, size, seed in (("a", "relu", (4, 4), 0), ("b", "tanh", (8, 8), 1))
     ]
     own = {}
