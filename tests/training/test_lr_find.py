@@ -11,7 +11,6 @@ import pytest
 import tensorflow as tf
 from tqdm import tqdm
 
-from tfface import recipes
 from tfface.errors import UserError
 from tfface.optimizers import DiscriminativeAdam, DiscriminativeSGD, OneCycle
 from tfface.training import lr_find
@@ -309,8 +308,8 @@ def test_a_loss_that_diverges_at_once_is_said():
     assert np.isfinite(model.get_weights()[0]).all()
 
 
-def test_for_a_recipe(data_dir, tmp_path, capsys):
-    curve = find_for_recipe(recipes.load("gender", tiny=True), tmp_path / "out", data_dir, steps=30)
+def test_for_a_recipe(colour, colours, tmp_path, capsys):
+    curve = find_for_recipe(colour(), tmp_path / "out", colours, steps=30)
     assert 10 <= len(curve.rates) <= 30
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"lr_find.json", "lr_find.png"}
     assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == [

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfface import labels, recipes, tasks
+from tfface import labels, tasks
 from tfface.errors import UserError
 from tfface.models import rnet
 from tfface.training.fit import PRECISIONS, fit, precision
@@ -30,12 +30,11 @@ def test_every_precision_trains_to_the_same_loss():
         assert values[-1] == pytest.approx(losses["float32"][-1], abs=0.03)
 
 
-def test_a_run_in_float16(data_dir, tmp_path):
-    small = ["precision=mixed_float16", "image_size=(16, 16)", "train_split=train[:20%]", "epochs=1"]
-    run = fit(recipes.load("race", settings=small, tiny=True), tmp_path / "run", data_dir, verbose=0)
+def test_a_run_in_float16(colour, colours, tmp_path):
+    run = fit(colour(precision="mixed_float16"), tmp_path / "run", colours, verbose=0)
     assert np.isfinite(run.history()[0]["val_loss"])
-    assert run.model(float32=False).get_layer("block1_conv1").compute_dtype == "float16"
-    assert run.model().get_layer("block1_conv1").compute_dtype == "float32"  # what is measured and served
+    assert run.model(float32=False).get_layer("hidden").compute_dtype == "float16"
+    assert run.model().get_layer("hidden").compute_dtype == "float32"  # what is measured and served
     assert keras.mixed_precision.dtype_policy().name == "float32"  # of what is built next
 
 
