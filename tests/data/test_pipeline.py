@@ -156,6 +156,15 @@ def test_what_is_not_prepared_is_told_with_the_command_that_prepares_it(data, co
     cli._parser().parse_args(shlex.split(pipeline.build_command(data))[1:])
 
 
+@pytest.mark.parametrize("name", ["dataset_info.json", "features.json", "metadata.json"])
+def test_a_half_copied_description_is_told(prepared, name):
+    path = prepared / "tiny_faces" / "1.0.0" / name
+    path.write_bytes(path.read_bytes()[:9] if path.exists() else b'{"left_out":')
+    with pytest.raises(UserError, match=r"tiny_faces in .* is damaged, perhaps copied in part: .*`tfface b") as error:
+        pipeline.open_dataset("tiny_faces", prepared)
+    assert "\n" not in str(error.value)
+
+
 def test_files_that_tensorflow_cannot_read_are_told(tmp_path):
     tfds.dataset_builders.store_as_tfds_dataset(
         name="tiny_faces",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from abc import ABC, abstractmethod
@@ -13,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
+from google.protobuf.json_format import ParseError
+from tensorflow_datasets.core.dataset_info import DatasetInfoFileError
 
 from tfface.errors import UserError
 
@@ -173,7 +176,7 @@ def open_dataset(data: str, data_dir: str | Path | None = None) -> Builder:
     groups its classes anew, see `tfface.data.regrouped`.
 
     Raises:
-        UserError: it is not prepared in `data_dir`, or as files that tf.data cannot read.
+        UserError: it is not prepared in `data_dir`, or damaged there, or as files that tf.data cannot read.
     """
     if "+" in data:
         return Joined([open_dataset(part, data_dir) for part in data.split("+")])
@@ -182,13 +185,19 @@ def open_dataset(data: str, data_dir: str | Path | None = None) -> Builder:
 
         data, _, grouping = data.partition("@")
         return Regrouped(open_dataset(data, data_dir), grouping)
+    folder = data_dir or tfds.core.constants.DATA_DIR
     try:
         builder = tfds.builder(data, data_dir=data_dir, try_gcs=False)
         prepared = bool(builder.info.splits)
+        _ = builder.info.metadata  # TFDS reads it when it is asked for
+    except (json.JSONDecodeError, ParseError, DatasetInfoFileError) as error:
+        raise UserError(
+            f"The data set {data} in {folder} is damaged, perhaps copied in part: {' '.join(str(error).split())} Copy "
+            f"it again, or remove its folder and build it again: `{build_command(data)}`."
+        ) from error
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError):
         prepared = False
     if not prepared:
-        folder = data_dir or tfds.core.constants.DATA_DIR
         raise UserError(
             f"The data set {data} is not prepared in {folder}. Build it first: `{build_command(data)}`, or name its "
             "place with --data-dir. `tfface doctor` lists what is prepared."
