@@ -59,6 +59,8 @@ def build(
     """
     import tensorflow_datasets as tfds
 
+    from tfface.data import pipeline
+
     name, _, config = data.partition("/")
     folder = Path(builders)
     if not (folder / name / f"{name}_dataset_builder.py").exists():
@@ -74,15 +76,17 @@ def build(
     module = importlib.import_module(f"{name}.{name}_dataset_builder")
     try:
         builder = module.Builder(config=config or None, data_dir=data_dir)
+        if align:
+            from tfface.data.aligned import aligned_config
+
+            builder = module.Builder(config=aligned_config(builder, **align), data_dir=data_dir)
+    except pipeline.DAMAGED as error:
+        raise pipeline.damaged(data, data_dir or tfds.core.constants.DATA_DIR, error) from error
     except ValueError as error:
         configs = module.Builder.builder_configs
         if not config or config in configs:
             raise
         raise UserError(f"{name} has no config {config}. Expected one of: {', '.join(configs) or 'none'}.") from error
-    if align:
-        from tfface.data.aligned import aligned_config
-
-        builder = module.Builder(config=aligned_config(builder, **align), data_dir=data_dir)
     ready = Path(builder.data_dir)
     if ready.exists():
         without = (builder.info.metadata or {}).get("left_out", {}).get("no_face")

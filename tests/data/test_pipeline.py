@@ -165,6 +165,15 @@ def test_a_half_copied_description_is_told(prepared, name):
     assert "\n" not in str(error.value)
 
 
+def test_a_damaged_description_is_told_where_it_is_built_again(tmp_path, capsys):
+    folder = tmp_path / "synthetic_faces" / "small" / "1.0.0"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text("{")
+    assert cli.main(["build", "synthetic_faces/small", "--data-dir", str(tmp_path)]) == 2
+    assert "synthetic_faces/small in" in (said := capsys.readouterr().err)
+    assert "is damaged, perhaps copied in part" in said
+
+
 def test_files_that_tensorflow_cannot_read_are_told(tmp_path):
     tfds.dataset_builders.store_as_tfds_dataset(
         name="tiny_faces",

@@ -25,6 +25,9 @@ PARALLEL = max(2, os.cpu_count() or 2)
 LABELS_KEPT = 8
 """Splits whose labels a process keeps: a command asks for those of its few splits dozens of times."""
 
+DAMAGED = (json.JSONDecodeError, ParseError, DatasetInfoFileError)
+"""What TFDS raises where the files that describe a prepared data set are not whole."""
+
 _labels: dict[tuple, dict[str, np.ndarray]] = {}
 
 
@@ -190,11 +193,8 @@ def open_dataset(data: str, data_dir: str | Path | None = None) -> Builder:
         builder = tfds.builder(data, data_dir=data_dir, try_gcs=False)
         prepared = bool(builder.info.splits)
         _ = builder.info.metadata  # TFDS reads it when it is asked for
-    except (json.JSONDecodeError, ParseError, DatasetInfoFileError) as error:
-        raise UserError(
-            f"The data set {data} in {folder} is damaged, perhaps copied in part: {' '.join(str(error).split())} Copy "
-            f"it again, or remove its folder and build it again: `{build_command(data)}`."
-        ) from error
+    except DAMAGED as error:
+        raise damaged(data, folder, error) from error
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError):
         prepared = False
     if not prepared:
@@ -208,6 +208,14 @@ def open_dataset(data: str, data_dir: str | Path | None = None) -> Builder:
             f"that folder and build it without that file format: `{build_command(data)}`."
         )
     return builder
+
+
+def damaged(data: str, folder: str | Path, error: Exception) -> UserError:
+    """What to say of one of `DAMAGED` that TFDS raised of a data set prepared in a folder."""
+    return UserError(
+        f"The data set {data} in {folder} is damaged, perhaps copied in part: {' '.join(str(error).split())} Copy it "
+        f"again, or remove its folder and build it again: `{build_command(data)}`."
+    )
 
 
 def build_command(data: str) -> str:
