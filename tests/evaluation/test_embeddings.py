@@ -135,6 +135,9 @@ def test_what_has_no_embedding_or_is_not_prepared_is_said(people, tmp_path, caps
         load_embedder("facenet", "tight")
     with pytest.raises(UserError, match="not prepared"):
         read_pairs("people", people, "margin")
+    (tmp_path / "utkface" / "1.0.0").mkdir(parents=True)
+    with pytest.raises(UserError, match="utkface holds no pairs"):
+        read_pairs("utkface", tmp_path, "margin")
     with pytest.raises(UserError, match="choose another --crop"):
         read_pairs("lfw", people, "whole")
     with pytest.raises(UserError, match="--crop detect; leave it out"):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from tfface import files
@@ -139,6 +140,13 @@ def read_pairs(data: str, data_dir: str | Path | None, crop: str):
         builder = pipeline.open_dataset(data, data_dir)
         return _drawn(builder, pipeline.label_arrays(builder, _split(builder))), builder, builder
     name = "lfw_pairs" if data in ("lfw", *HIDDEN) else data
+    prepared = Path(data_dir or tfds.core.constants.DATA_DIR) / name
+    if name == data and prepared.is_dir() and not (prepared / "pairs").is_dir():
+        raise UserError(
+            f"{prepared} holds no pairs. Expected lfw, {', '.join(HIDDEN)} or a data set with the configs pairs and "
+            "images; pairs are drawn of one whose images say who is who, named with its config, such as "
+            "celeba_identities/images."
+        )
     suffix = f"-{crop}-centre" if crop in ("margin", "five-point") else ""
     pairs = pipeline.open_dataset(f"{name}/pairs", data_dir)
     split = next(iter(pairs.info.splits))
