@@ -161,7 +161,7 @@ def distinct(photos: Iterable[Photo]) -> tuple[dict[str, Photo], dict[str, list]
 def of_each(photos: Sequence[Photo], function: Callable[[Path], Result], doing: str) -> Iterator[Result]:
     """What a function makes of each photo's file, in their order, by threads; a bar says what is being done.
 
-    Of a million photos only a thousand wait for a thread at a time: as tasks they take two gigabytes.
+    Of a million photos only a thousand wait for a thread at a time: as tasks they take 1.5 GB.
     """
     with concurrent.futures.ThreadPoolExecutor() as pool:
         for group in in_groups(tqdm(photos, doing, unit=" files", leave=False), 1024):
