@@ -71,10 +71,10 @@ def find_faces(manual_dir: Path) -> tuple[Path, dict[str, dict[str, list[str]]],
             f"no BUPT-Balancedface in {root}: expected the folders {', '.join(RACES)}, lacking {', '.join(missing)}, "
             f"found {found}; give the folder race_per_7000 or one above it as manual_dir"
         )
-    faces, others = {}, originals.files_below(root, "*")
+    faces, others = {}, originals.files_below(root, deep=False)
     for race in tqdm(RACES, desc="Listing photos", unit=" races", leave=False):
         identities = sorted(path for path in (root / race).iterdir() if path.is_dir())
-        others += originals.files_below(root / race, "*")
+        others += originals.files_below(root / race, deep=False)
         files = defaultdict(list)
         for path in identities:
             for file in originals.files_below(path):

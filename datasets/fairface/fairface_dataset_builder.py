@@ -218,7 +218,7 @@ class Builder(aligned.AlignableBuilder):
         rows, files = {}, set()
         for part in PARTS:
             rows |= read_labels(label_file(root, part), part)
-            there = originals.files_below(folder / part, "*")
+            there = originals.files_below(folder / part, deep=False)
             files |= {f"{part}/{path.name}" for path in there if path.suffix.lower() == ".jpg"}
         photos = [originals.Photo(name, folder / name, row[:3]) for name, row in rows.items() if name in files]
         self._check_size(photos, folder)

@@ -1,6 +1,8 @@
 """Files become distinct images: what is a copy, what contradicts, what cannot be read."""
 
+import errno
 import hashlib
+import os
 
 import cv2
 import numpy as np
@@ -9,6 +11,7 @@ import tensorflow as tf
 from PIL import Image
 
 from tfface.data import originals
+from tfface.errors import UserError
 from tfface.faces.photos import read_photo
 
 
@@ -129,3 +132,19 @@ def test_hidden_folders_are_passed_over(tmp_path):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).touch()
     assert originals.files_below(tmp_path) == [tmp_path / "a" / "b.jpg"]
+
+
+def test_a_folder_that_cannot_be_listed_is_not_passed_over(tmp_path, monkeypatch):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "c.jpg").touch()
+    scandir = os.scandir
+
+    def forbidden(path):
+        if os.path.basename(path) == "b":
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", forbidden)
+    assert originals.files_below(tmp_path, deep=False) == [tmp_path / "c.jpg"]
+    with pytest.raises(UserError, match=r"a/b cannot be listed: Permission denied"):
+        originals.files_below(tmp_path)

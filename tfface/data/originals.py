@@ -65,17 +65,27 @@ def manual_folder(dl_manager) -> Path:
         raise UserError(" ".join(str(error).split())) from error
 
 
-def files_below(folder: Path, pattern: str = "**/*") -> list[Path]:
-    """Files of a folder, sorted, hidden ones aside: at any depth, or those that a glob names.
+def files_below(folder: Path, deep: bool = True) -> list[Path]:
+    """Files of a folder and, if `deep`, of all folders below it, sorted; hidden ones aside.
 
-    Links that lead nowhere are among them: `distinct` leaves them out by name.
+    Links that lead nowhere are among them: `distinct` leaves them out by name. A folder that is not there has none.
+
+    Raises:
+        UserError: a folder cannot be listed. A glob would pass over it in silence.
     """
-    return sorted(
-        path
-        for path in folder.glob(pattern)
-        if (path.is_file() or not path.exists())
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
+
+    def refuse(error):
+        if not isinstance(error, FileNotFoundError):
+            raise UserError(
+                f"{error.filename} cannot be listed: {error.strerror}. Expected a folder whose photos may be read: "
+                "allow it, or move it away."
+            ) from error
+
+    found = []
+    for path, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if deep and not name.startswith(".")]
+        found += [Path(path, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file() or not path.exists())
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -96,10 +106,10 @@ def grouped(folder: Path, of: str) -> tuple[Path, list[Path], list[Path]]:
     Raises:
         UserError: they are parts of a set that is divided already.
     """
-    top, groups, outside = folder, subfolders(folder), files_below(folder, "*")
+    top, groups, outside = folder, subfolders(folder), files_below(folder, deep=False)
     while len(groups) == 1 and subfolders(groups[0]):  # the archive's own folder, or several
         top, groups = groups[0], subfolders(groups[0])
-        outside += files_below(top, "*")
+        outside += files_below(top, deep=False)
     parts = [path for path in groups if PART.fullmatch(path.name)]
     if len(parts) > 1 and (below := sorted({path.name for part in parts for path in subfolders(part)})):
         raise UserError(
