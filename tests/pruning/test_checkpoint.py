@@ -138,6 +138,24 @@ def test_what_is_left_of_a_run_is_trained_and_measured_as_the_run_was(run, data_
     assert np.abs(trained.get_layer("stem").get_weights()[0] - cut.get_layer("stem").get_weights()[0]).max() > 0
 
 
+def test_dropout_of_a_run_that_is_trained_on_has_the_seed_of_its_recipe(run, tmp_path, monkeypatch):
+    """Else a fine-tuning that was killed in its first epoch, or is made again, would come to other weights."""
+    drawn = []
+
+    class Stop(Exception):
+        pass
+
+    def model(self, float32=True):
+        drawn.append(keras.ops.convert_to_numpy(layers.Dropout(0.5).seed_generator.state).tolist())
+        raise Stop
+
+    monkeypatch.setattr(Run, "model", model)
+    for _ in range(2):
+        with pytest.raises(Stop):
+            prune_checkpoint(run.folder, 0.25, finetune=1, out=tmp_path)
+    assert drawn[0] == drawn[1]
+
+
 def test_what_is_left_of_another_network_is_not_the_same_training(run, data_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "latency", lambda *_: (1.0, 1.0))
     monkeypatch.setattr(Retraining, "figures", lambda *_: {})

@@ -107,8 +107,11 @@ def prune_checkpoint(
     if str(source) == "facenet":
         source, input_shape = Path("runs") / source, input_shape or (160, 160, 3)
         base = load_backbone("facenet", (None, None, 3))
+    elif run:
+        keras.utils.set_random_seed(run.recipe().seed)  # dropout draws its seed as it is read, and is trained on by it
+        base = run.model(float32=False)
     else:
-        base = run.model(float32=False) if run else load_saved(source)
+        base = load_saved(source)
     out = Path(out) if out else source / "pruned" if run else source.with_name(f"{source.stem}-pruned")
     file = out / "pruned.keras"
     if file.exists() and source.exists() and file.samefile(source):
