@@ -29,7 +29,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from tfface import pruning
 from tfface.data import pipeline
-from tfface.evaluation.embeddings import Embedder, embed_pairs
+from tfface.evaluation.embeddings import FACENETS_FIVE_POINT, Embedder, embed_pairs
 from tfface.evaluation.verification import cosine_similarity, verify_folds
 from tfface.files import written_aside
 from tfface.models.recognition import load_backbone
@@ -37,8 +37,6 @@ from tfface.models.saved import load_saved
 from tfface.recipes.occluded import RATIOS, TABLE2
 from tfface.training.features import bfloat16_convolutions
 
-FACENET_SIZE = (160, 136)
-"""Of the crops: those of paper 5, 112x96, as high as FaceNet knows faces. Another network is given its own size."""
 BATCHES = (1, 32)
 
 
@@ -55,7 +53,8 @@ def main():
     parser.add_argument("--csv", type=Path)
     options = parser.parse_args()
 
-    size = FACENET_SIZE if options.network == "facenet" else load_saved(options.network).input_shape[1:3]
+    # Of paper 5's crops: FaceNet's, or the network's own.
+    size = FACENETS_FIVE_POINT if options.network == "facenet" else load_saved(options.network).input_shape[1:3]
     base = load_backbone(options.network, (*size, 3))
     builder = pipeline.open_dataset("fairface/padding025-five-point", options.data_dir)
     rows = pipeline.examples(builder, "train").take(options.faces)
