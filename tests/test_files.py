@@ -7,6 +7,7 @@ import pytest
 
 from tfface import files
 from tfface.errors import UserError
+from tfface.faces.photos import find_photos
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
@@ -112,3 +113,16 @@ def test_a_user_without_a_home_is_told_where_to_name_one(monkeypatch, tmp_path):
         files.home()
     monkeypatch.setenv("TFFACE_HOME", str(tmp_path))
     assert files.home() == tmp_path
+
+
+def test_links_to_folders_elsewhere_are_followed_once(tmp_path):
+    inside, outside = tmp_path / "photos", tmp_path / "more"
+    for place in (inside / "own" / "a.jpg", outside / "deep" / "b.jpg"):
+        place.parent.mkdir(parents=True)
+        place.touch()
+    links = {inside / "more": outside, inside / "z": outside, inside / "zz": inside / "own", inside / "up": tmp_path}
+    for link, target in {**links, outside / "deep" / "back": outside, outside / "photos": inside}.items():
+        link.symlink_to(target)
+    found = [Path(path, name).relative_to(inside) for path, _, names in files.walk(inside, print) for name in names]
+    assert list(map(str, found)) == ["more/deep/b.jpg", "own/a.jpg"]
+    assert [str(path.relative_to(inside)) for path in find_photos(inside)] == ["more/deep/b.jpg", "own/a.jpg"]

@@ -11,7 +11,7 @@ import os
 import shutil
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tfface.errors import UserError
@@ -35,6 +35,33 @@ def home() -> Path:
             "This user has no home folder, as HOME is not set: name a folder for weights and cached features in "
             "TFFACE_HOME."
         ) from error
+
+
+def walk(folder: str | os.PathLike, onerror: Callable[[OSError], None]) -> Iterator[tuple[str, list[str], list[str]]]:
+    """As `os.walk`: each folder before those below it, by name, without hidden folders and files.
+
+    Links to folders elsewhere are followed, each once; those that lead into the folder, or to one that holds it, are
+    not.
+
+    Args:
+        folder: where to begin.
+        onerror: is told of a folder that cannot be listed.
+    """
+    root, seen = os.path.realpath(folder), set()
+
+    def is_reached_otherwise(path):
+        if not os.path.islink(path):
+            return False
+        target = os.path.realpath(path)
+        if target in seen or os.path.commonpath([root, target]) in (root, target):
+            return True
+        seen.add(target)
+        return False
+
+    for path, folders, names in os.walk(folder, onerror=onerror, followlinks=True):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in folders if not is_reached_otherwise(os.path.join(path, name))]
+        yield path, folders, sorted(name for name in names if not name.startswith("."))
 
 
 @contextlib.contextmanager

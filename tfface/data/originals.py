@@ -21,6 +21,7 @@ from absl import logging
 from PIL import Image
 from tqdm import tqdm
 
+from tfface import files
 from tfface.data.pipeline import in_groups
 from tfface.errors import UserError
 from tfface.faces.crops import encode
@@ -66,9 +67,10 @@ def manual_folder(dl_manager) -> Path:
 
 
 def files_below(folder: Path, deep: bool = True) -> list[Path]:
-    """Files of a folder and, if `deep`, of all folders below it, sorted; hidden ones aside.
+    """Files of a folder and, if `deep`, of all folders below it (`tfface.files.walk`), sorted; hidden ones aside.
 
-    Links that lead nowhere are among them: `distinct` leaves them out by name. A folder that is not there has none.
+    Links to files that lead nowhere are among them: `distinct` leaves them out by name. A folder that is not there has
+    none.
 
     Raises:
         UserError: a folder cannot be listed. A glob would pass over it in silence.
@@ -82,9 +84,10 @@ def files_below(folder: Path, deep: bool = True) -> list[Path]:
             ) from error
 
     found = []
-    for path, folders, names in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if deep and not name.startswith(".")]
-        found += [Path(path, name) for name in names if not name.startswith(".")]
+    for path, folders, names in files.walk(folder, onerror=refuse):
+        if not deep:
+            folders.clear()
+        found += [Path(path, name) for name in names]
     return sorted(path for path in found if path.is_file() or not path.exists())
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from tfface import files
 from tfface.errors import UserError
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".jp2"))
@@ -139,9 +140,10 @@ def find_photos(paths: Iterable[str | os.PathLike]) -> Iterator[Path]:
     """Photos named by files, folders and globs, in an order that is the same on every machine.
 
     A file is taken whatever its suffix. A folder is searched with all below it for `SUFFIXES`, each folder's
-    files before its subfolders, both sorted by name; names that begin with a dot are left out. A glob (`*`,
-    `?`, `[`, `**`) gives its matches sorted, folders searched in turn. A photo named twice comes once. A folder that
-    cannot be listed comes itself, last, so that it is not passed over in silence: `read_photo` says why.
+    files before its subfolders, both sorted by name; names that begin with a dot are left out, links to folders
+    elsewhere are followed (`tfface.files.walk`). A glob (`*`, `?`, `[`, `**`) gives its matches sorted, folders
+    searched in turn. A photo named twice comes once. A folder that cannot be listed comes itself, last, so that it is
+    not passed over in silence: `read_photo` says why.
 
     Args:
         paths: files, folders or globs, taken in the order given; or one of them.
@@ -245,10 +247,9 @@ def _photos_below(path: Path) -> Iterator[Path]:
         return
     found = False
     unreadable: list[str] = []
-    for folder, subfolders, files in os.walk(path, onerror=lambda error: unreadable.append(error.filename)):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(files):
-            if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES:
+    for folder, _, names in files.walk(path, onerror=lambda error: unreadable.append(error.filename)):
+        for name in names:
+            if Path(name).suffix.lower() in SUFFIXES:
                 found = True
                 yield Path(folder, name)
     yield from map(Path, unreadable)  # whoever reads one is told why it cannot be
