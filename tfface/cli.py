@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import argparse
 import contextlib
 import importlib.util
@@ -109,7 +108,8 @@ class _Stop:
     def _raise_again(self, unraisable):
         if not issubclass(unraisable.exc_type, KeyboardInterrupt):
             return self._unraisable(unraisable)
-        threading.Timer(0.1, _thread.interrupt_main, [self.signal]).start()
+        # Once more, as a signal: it also ends a wait in the system.
+        threading.Timer(0.1, signal.pthread_kill, [threading.main_thread().ident, self.signal]).start()
 
 
 class _QuietTensorFlow:
