@@ -81,7 +81,7 @@ def build(
 
             builder = module.Builder(config=aligned_config(builder, **align), data_dir=data_dir)
     except pipeline.DAMAGED as error:
-        raise pipeline.damaged(data, data_dir or tfds.core.constants.DATA_DIR, error) from error
+        raise pipeline.damaged(data, data_dir, error) from error
     except ValueError as error:
         configs = module.Builder.builder_configs
         if not config or config in configs:

@@ -188,19 +188,18 @@ def open_dataset(data: str, data_dir: str | Path | None = None) -> Builder:
 
         data, _, grouping = data.partition("@")
         return Regrouped(open_dataset(data, data_dir), grouping)
-    folder = data_dir or tfds.core.constants.DATA_DIR
     try:
         builder = tfds.builder(data, data_dir=data_dir, try_gcs=False)
         prepared = bool(builder.info.splits)
         _ = builder.info.metadata  # TFDS reads it when it is asked for
     except DAMAGED as error:
-        raise damaged(data, folder, error) from error
+        raise damaged(data, data_dir, error) from error
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError):
         prepared = False
     if not prepared:
         raise UserError(
-            f"The data set {data} is not prepared in {folder}. Build it first: `{build_command(data)}`, or name its "
-            "place with --data-dir. `tfface doctor` lists what is prepared."
+            f"The data set {data} is not prepared in {data_folder(data_dir)}. Build it first: `{build_command(data)}`, "
+            "or name its place with --data-dir. `tfface doctor` lists what is prepared."
         )
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(
@@ -210,11 +209,17 @@ def open_dataset(data: str, data_dir: str | Path | None = None) -> Builder:
     return builder
 
 
-def damaged(data: str, folder: str | Path, error: Exception) -> UserError:
-    """What to say of one of `DAMAGED` that TFDS raised of a data set prepared in a folder."""
+def data_folder(data_dir: str | Path | None) -> Path:
+    """Where data sets are prepared: TFDS's own folder if None."""
+    return Path(data_dir or tfds.core.constants.DATA_DIR)
+
+
+def damaged(data: str, data_dir: str | Path | None, error: Exception) -> UserError:
+    """What to say of one of `DAMAGED` that TFDS raised of a data set prepared in `data_dir`."""
     return UserError(
-        f"The data set {data} in {folder} is damaged, perhaps copied in part: {' '.join(str(error).split())} Copy it "
-        f"again, or remove its folder and build it again: `{build_command(data)}`."
+        f"The data set {data} in {data_folder(data_dir)} is damaged, perhaps copied in part: "
+        f"{' '.join(str(error).split())} Copy it again, or remove its folder and build it again: "
+        f"`{build_command(data)}`."
     )
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from tfface import files
@@ -140,7 +139,7 @@ def read_pairs(data: str, data_dir: str | Path | None, crop: str):
         builder = pipeline.open_dataset(data, data_dir)
         return _drawn(builder, pipeline.label_arrays(builder, _split(builder))), builder, builder
     name = "lfw_pairs" if data in ("lfw", *HIDDEN) else data
-    prepared = Path(data_dir or tfds.core.constants.DATA_DIR) / name
+    prepared = pipeline.data_folder(data_dir) / name
     if name == data and prepared.is_dir() and not (prepared / "pairs").is_dir():
         raise UserError(
             f"{prepared} holds no pairs. Expected lfw, {', '.join(HIDDEN)} or a data set with the configs pairs and "
