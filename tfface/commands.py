@@ -59,34 +59,7 @@ def build(
     """
     import tensorflow_datasets as tfds
 
-    from tfface.data import pipeline
-
-    name, _, config = data.partition("/")
-    folder = Path(builders)
-    if not (folder / name / f"{name}_dataset_builder.py").exists():
-        known = sorted(path.parent.name for path in folder.glob("*/*_dataset_builder.py"))
-        if not known:
-            raise UserError(f"No builders are in {folder}. Expected there: NAME/NAME_dataset_builder.py.")
-        raise UserError(f"Unknown data set. Expected one of: {', '.join(known)}. Received: {name}.")
-    if manual_dir is not None and not Path(manual_dir).is_dir():
-        raise UserError(f"--manual-dir must be a folder that holds the files of {name}. Received: {manual_dir}.")
-    # As `tfds build` does: a builder is imported under one name only, or TFDS calls it registered twice.
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-    module = importlib.import_module(f"{name}.{name}_dataset_builder")
-    try:
-        builder = module.Builder(config=config or None, data_dir=data_dir)
-        if align:
-            from tfface.data.aligned import aligned_config
-
-            builder = module.Builder(config=aligned_config(builder, **align), data_dir=data_dir)
-    except pipeline.DAMAGED as error:
-        raise pipeline.damaged(data, data_dir, error) from error
-    except ValueError as error:
-        configs = module.Builder.builder_configs
-        if not config or config in configs:
-            raise
-        raise UserError(f"{name} has no config {config}. Expected one of: {', '.join(configs) or 'none'}.") from error
+    builder = _builder(data, manual_dir, data_dir, Path(builders), align)
     ready = Path(builder.data_dir)
     if ready.exists():
         without = (builder.info.metadata or {}).get("left_out", {}).get("no_face")
@@ -125,6 +98,38 @@ def build(
     counts = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
     say(f"{builder.info.full_name} is prepared: {counts}\n{ready}")
     return ready
+
+
+def _builder(data, manual_dir, data_dir, builders, align):
+    """The TFDS builder of `name` or `name/config` in the folder of builders, its faces to be aligned as asked."""
+    from tfface.data import pipeline
+
+    name, _, config = data.partition("/")
+    if not (builders / name / f"{name}_dataset_builder.py").exists():
+        known = sorted(path.parent.name for path in builders.glob("*/*_dataset_builder.py"))
+        if not known:
+            raise UserError(f"No builders are in {builders}. Expected there: NAME/NAME_dataset_builder.py.")
+        raise UserError(f"Unknown data set. Expected one of: {', '.join(known)}. Received: {name}.")
+    if manual_dir is not None and not Path(manual_dir).is_dir():
+        raise UserError(f"--manual-dir must be a folder that holds the files of {name}. Received: {manual_dir}.")
+    # As `tfds build` does: a builder is imported under one name only, or TFDS calls it registered twice.
+    if str(builders) not in sys.path:
+        sys.path.insert(0, str(builders))
+    module = importlib.import_module(f"{name}.{name}_dataset_builder")
+    try:
+        builder = module.Builder(config=config or None, data_dir=data_dir)
+        if align:
+            from tfface.data.aligned import aligned_config
+
+            builder = module.Builder(config=aligned_config(builder, **align), data_dir=data_dir)
+    except pipeline.DAMAGED as error:
+        raise pipeline.damaged(data, data_dir, error) from error
+    except ValueError as error:
+        configs = module.Builder.builder_configs
+        if not config or config in configs:
+            raise
+        raise UserError(f"{name} has no config {config}. Expected one of: {', '.join(configs) or 'none'}.") from error
+    return builder
 
 
 # --- training and its results

@@ -104,23 +104,11 @@ def write_report(
         draw = partial(plots.training_curves, history)
         contents.append(Section("Training", [Picture("training", caption, draw, size="wide")]))
     contents += sections
-    galleries = [
-        Gallery(
-            f"worst-{slug(task)}".strip("-"),
-            f"{_name(task)}: the {len(tiles)} costliest mistakes, the worst first.".lstrip(": "),
-            tiles,
-        )
-        for task, tiles in worst.items()
-        if len(tiles)
-    ]
+    galleries = [_gallery(task, tiles) for task, tiles in worst.items() if len(tiles)]
     if galleries:
         contents.append(Section("Worst mistakes", galleries))
     contents.append(Section("How it was made", _making(config, versions, command, notes)))
-    licence_rows = [(what, licence) for what, licence in (licences or {}).items()]
-    use = [Text(words) for words in RESPONSIBLE_USE]
-    if licence_rows:
-        use.append(Table(("data or weights", "licence"), licence_rows, "Licences.", text_columns=(0, 1)))
-    contents.append(Section("Use and licences", use))
+    contents.append(_use_section(licences or {}))
 
     written = datetime.now().astimezone().isoformat(timespec="seconds")
     footer = (
@@ -148,6 +136,18 @@ def write_report(
     }
     paths["json"] = write_json(Path(folder) / "report.json", _plain(record))
     return paths
+
+
+def _gallery(task: str, tiles: Sequence[tuple[np.ndarray, str]]) -> Gallery:
+    caption = f"{_name(task)}: the {len(tiles)} costliest mistakes, the worst first.".lstrip(": ")
+    return Gallery(f"worst-{slug(task)}".strip("-"), caption, tiles)
+
+
+def _use_section(licences: Mapping[str, str]) -> Section:
+    use = [Text(words) for words in RESPONSIBLE_USE]
+    if licences:
+        use.append(Table(("data or weights", "licence"), [*licences.items()], "Licences.", text_columns=(0, 1)))
+    return Section("Use and licences", use)
 
 
 def _name(task: str) -> str:

@@ -94,24 +94,10 @@ def prune_checkpoint(
     """
     source, exclude, untouched = Path(source), as_names(exclude), as_names(untouched)
     _check_choices(ratio, scope, schedule, finetune, reconstruct, faces)
-    if str(source) != "facenet" and not source.exists():
-        raise UserError(f"There is no model at {source}: expected a .keras file, the folder of a run, or facenet.")
-    run = Run(source) if source.is_dir() else None
     learns = data or finetune or method == "taylor" or scope == SENSITIVITY
-    if run is None and learns:
-        raise UserError(
-            f"Accuracy, training, taylor and sensitivity need a recipe's tasks and data, which a run has and the file "
-            f"{source} has not: prune it without --data, --finetune and these two, or in Python with your own data "
-            "(docs/pruning.md)."
-        )
+    run, base = _opened(source, learns)
     if str(source) == "facenet":
         source, input_shape = Path("runs") / source, input_shape or (160, 160, 3)
-        base = load_backbone("facenet", (None, None, 3))
-    elif run:
-        keras.utils.set_random_seed(run.recipe().seed)  # dropout draws its seed as it is read, and is trained on by it
-        base = run.model(float32=False)
-    else:
-        base = load_saved(source)
     out = Path(out) if out else source / "pruned" if run else source.with_name(f"{source.stem}-pruned")
     file = out / "pruned.keras"
     if file.exists() and source.exists() and file.samefile(source):
@@ -122,8 +108,7 @@ def prune_checkpoint(
     if not groups:
         held = [f"{name}: {reason}" for name, reason in fixed_layers(base, untouched=untouched).items()]
         raise UserError(f"{source} has no channels to cut. {'; '.join(held[:3]) or 'No layer makes any'}.")
-    if reconstruct:
-        images = _images(reconstruct, data_dir, faces, input_shape or base.input_shape[1:])
+    images = _images(reconstruct, data_dir, faces, input_shape or base.input_shape[1:]) if reconstruct else None
     multiply_adds(base, input_shape)  # a shape that does not fit is told before anything is trained or written
     retraining, taylor = None, {}
     if learns:
@@ -134,43 +119,30 @@ def prune_checkpoint(
 
     choice = {"scope": scope, "multiple_of": multiple_of, "exclude": exclude}
     choices = {"source": str(source), "method": method, "ratio": ratio, **choice, "untouched": untouched}
-    scores = importance(base, groups, method, **taylor)
-    if scope == SENSITIVITY:
-        members = [group for group in groups if not excluded(group, exclude)]
-        rows = _sensitivity(base, members, scores, retraining, out, {**choices, "ratio": MEASURED_RATIOS})
-        ratios = ratios_from_sensitivity(rows, ratio=ratio)
-        keep = choose(groups, scores, ratios, **{**choice, "scope": "block"})
-    else:
-        keep = choose(groups, scores, ratio, **choice)
-    if all(len(keep[group.name]) == group.width for group in groups):
-        raise UserError(
-            f"A share of {ratio} of the channels of {source} comes to none in multiples of {multiple_of}: choose a "
-            "larger --ratio or a smaller --multiple-of."
-        )
-    measured = bool(data or finetune)
+    keep = _kept(base, groups, importance(base, groups, method, **taylor), choices, retraining, out)
     # A training that was begun from other weights, as of a run that went on since, is another one.
     begun = {**choices, "network": model_fingerprint(base)} if finetune else {}
-    figures = [retraining.figures(base)] if measured else []
+    measured = bool(data or finetune)
     # Training changes the base: what it costs does not change, but a network of its own is timed beside the pruned one.
-    if reconstruct:
-        pruned = fitted(base, keep, images, groups, progress=True)
-    else:
-        pruned = cut(base, {} if schedule else keep, groups)
+    figures = [retraining.figures(base)] if measured else []
     if schedule:
         from tfface.pruning.schedule import FilterPruning, nonzero_channels
 
+        pruned = cut(base, {}, groups)
         steps = _schedule(schedule, ratio, finetune * retraining.steps)
         pruning = FilterPruning(steps, method, **choice, **taylor, untouched=untouched)
         retraining.fit(pruned, out / "training", {**begun, "schedule": schedule}, [pruning])
         # From the weights: a training that had come to its end before has no step in which to choose.
         keep = nonzero_channels(pruned, groups)
         pruned = cut(pruned, keep, groups)
-    elif finetune:
-        # A training of what was only cut is not that of what was fitted too, and the other way round.
-        start = {"reconstruct": reconstruct, "faces": faces} if reconstruct else {}
-        retraining.fit(pruned, out / "training", {**begun, **start})
-        # Around the same layers and not compiled: the optimizer's state stays out of the file.
-        pruned = keras.Model(pruned.input, pruned.output, name=pruned.name)
+    else:
+        pruned = fitted(base, keep, images, groups, progress=True) if reconstruct else cut(base, keep, groups)
+        if finetune:
+            # A training of what was only cut is not that of what was fitted too, and the other way round.
+            start = {"reconstruct": reconstruct, "faces": faces} if reconstruct else {}
+            retraining.fit(pruned, out / "training", {**begun, **start})
+            # Around the same layers and not compiled: the optimizer's state stays out of the file.
+            pruned = keras.Model(pruned.input, pruned.output, name=pruned.name)
     if measured:
         figures.append(retraining.figures(pruned))
 
@@ -189,6 +161,42 @@ def prune_checkpoint(
     }
     files.write_json(out / "pruned.json", result)
     return result
+
+
+def _opened(source, learns):
+    """The run, if the source is one, and the network."""
+    facenet = str(source) == "facenet"
+    if not facenet and not source.exists():
+        raise UserError(f"There is no model at {source}: expected a .keras file, the folder of a run, or facenet.")
+    if not facenet and source.is_dir():
+        run = Run(source)
+        keras.utils.set_random_seed(run.recipe().seed)  # dropout draws its seed as it is read, and is trained on by it
+        return run, run.model(float32=False)
+    if learns:
+        raise UserError(
+            f"Accuracy, training, taylor and sensitivity need a recipe's tasks and data, which a run has and the file "
+            f"{source} has not: prune it without --data, --finetune and these two, or in Python with your own data "
+            "(docs/pruning.md)."
+        )
+    return None, load_backbone("facenet", (None, None, 3)) if facenet else load_saved(source)
+
+
+def _kept(base, groups, scores, choices, retraining, out):
+    """The channels of each group that stay, by name."""
+    ratio, scope = choices["ratio"], choices["scope"]
+    choice = {name: choices[name] for name in ("multiple_of", "exclude")}
+    if scope == SENSITIVITY:
+        members = [group for group in groups if not excluded(group, choices["exclude"])]
+        rows = _sensitivity(base, members, scores, retraining, out, {**choices, "ratio": MEASURED_RATIOS})
+        keep = choose(groups, scores, ratios_from_sensitivity(rows, ratio=ratio), scope="block", **choice)
+    else:
+        keep = choose(groups, scores, ratio, scope=scope, **choice)
+    if all(len(keep[group.name]) == group.width for group in groups):
+        raise UserError(
+            f"A share of {ratio} of the channels of {choices['source']} comes to none in multiples of "
+            f"{choices['multiple_of']}: choose a larger --ratio or a smaller --multiple-of."
+        )
+    return keep
 
 
 def _check_choices(ratio, scope, schedule, finetune, reconstruct, faces):

@@ -141,9 +141,10 @@ def _csv_writer(stream):
     def write(path, faces):
         nonlocal table
         for face in faces:
-            row = {"photo": path, **dict(zip(("x0", "y0", "x1", "y1"), face.to_json()["box"], strict=True))}
-            row |= {key: value for key, value in face.to_json().items() if key not in ("box", "probabilities")}
-            for task, classes in face.to_json()["probabilities"].items():
+            said = face.to_json()
+            row = {"photo": path, **dict(zip(("x0", "y0", "x1", "y1"), said["box"], strict=True))}
+            row |= {key: value for key, value in said.items() if key not in ("box", "probabilities")}
+            for task, classes in said["probabilities"].items():
                 row |= {f"{task}: {name}": value for name, value in classes.items()}
             if table is None:
                 table = csv.DictWriter(stream, row)

@@ -244,6 +244,23 @@ def _policy(model: keras.Model) -> list[keras.callbacks.Callback]:
     return [OneCycleMomentum()] if isinstance(optimizer._learning_rate, OneCycle) else []
 
 
+def _data_of(recipe: Recipe, builder: pipeline.Builder, data_dir: str | Path | None) -> dict:
+    """Which data a run learns from, as its config.json keeps it: a run goes on with the same only."""
+    learnt = (recipe.train_split, recipe.validation_split)
+    digests = {split: pipeline.label_digest(builder, split) for split in learnt}
+    fingerprints = {split: pipeline.fingerprint(builder, split) for split in builder.info.splits}
+    data = {"name": builder.info.full_name, "fingerprints": fingerprints, "labels": digests}
+    if recipe.extra_data:
+        whole = pipeline.with_extra(builder, recipe.extra_data, data_dir)
+        data["with_extra"] = pipeline.fingerprint(whole, recipe.train_split)
+        digests["with_extra"] = pipeline.label_digest(whole, recipe.train_split)
+    metadata = builder.info.metadata or {}
+    data["landmarks"] = metadata.get("landmarks")
+    if "stretch" in metadata:
+        data["stretch"] = metadata["stretch"]
+    return data
+
+
 def fit(
     recipe: Recipe,
     folder: str | Path,
@@ -291,18 +308,7 @@ def fit(
         adapted = recipe.adapted(pipeline.class_names(builder))
         for split in (recipe.train_split, recipe.validation_split):
             pipeline.examples(builder, split)  # names a split that is absent before any work is done
-        fingerprints = {split: pipeline.fingerprint(builder, split) for split in builder.info.splits}
-        learnt = (recipe.train_split, recipe.validation_split)
-        digests = {split: pipeline.label_digest(builder, split) for split in learnt}
-        data = {"name": builder.info.full_name, "fingerprints": fingerprints, "labels": digests}
-        if recipe.extra_data:
-            whole = pipeline.with_extra(builder, recipe.extra_data, data_dir)
-            data["with_extra"] = pipeline.fingerprint(whole, recipe.train_split)
-            digests["with_extra"] = pipeline.label_digest(whole, recipe.train_split)
-        metadata = builder.info.metadata or {}
-        data["landmarks"] = metadata.get("landmarks")
-        if "stretch" in metadata:
-            data["stretch"] = metadata["stretch"]
+        data = _data_of(adapted, builder, data_dir)
         if about is not None:
             data["model"] = dict(about)
         if across.first and run.config_file.exists():

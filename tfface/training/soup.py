@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from tfface import files
@@ -20,6 +21,7 @@ from tfface.data import pipeline
 from tfface.errors import UserError
 from tfface.labels import age_bin
 from tfface.models.saved import in_float32, load_saved
+from tfface.recipes import Recipe
 from tfface.tasks import Task, bins_of
 from tfface.training.features import outputs_of
 from tfface.training.run import Run, put_trained
@@ -53,24 +55,10 @@ def soup(
         UserError: fewer than two runs, one that is not finished or of another network, a recipe without attributes, or
             `out` holds something.
     """
-    runs = [Run(folder) for folder in folders]
-    if len({run.folder.resolve() for run in runs}) < max(2, len(runs)):
-        raise UserError(f"A soup is made of two runs or more, each once. Received: {', '.join(map(str, folders))}.")
     _require_free(Path(out))
-    for run in runs:
-        if not run.done:
-            run.config()  # says that there is no run, where that is so
-            raise UserError(f"{run.folder} is not finished: train it to its end first.")
+    runs = _finished(folders)
     recipes = [run.recipe() for run in runs]
-    parts = [in_float32(load_saved(run.trained_file)) for run in runs]
-    shapes = [[(weight.path, tuple(weight.shape)) for weight in part.weights] for part in parts]
-    for run, recipe, other in zip(runs, recipes, shapes, strict=True):
-        if other != shapes[0] or recipe.train_from != recipes[0].train_from:
-            raise UserError(
-                f"{run.folder} is of another network than {runs[0].folder}: their weights have no mean. Expected the "
-                "same recipe, heads and train_from."
-            )
-
+    parts = _of_one_network(runs, recipes)
     builder = pipeline.open_dataset(recipes[0].data, data_dir)
     split, adapted = recipes[0].validation_split, [recipe.adapted(pipeline.class_names(builder)) for recipe in recipes]
     tasks = [task for task in adapted[0].tasks() if task.is_attribute]
@@ -125,6 +113,30 @@ def soup(
         files.write_json(made.config_file, {**runs[order[0]].config(), "soup": taken})
         files.write_json(made.done_file, {"best_epoch": 0, "seconds": 0.0})
     return Run(out)
+
+
+def _finished(folders: Sequence[str | Path]) -> list[Run]:
+    runs = [Run(folder) for folder in folders]
+    if len({run.folder.resolve() for run in runs}) < max(2, len(runs)):
+        raise UserError(f"A soup is made of two runs or more, each once. Received: {', '.join(map(str, folders))}.")
+    for run in runs:
+        if not run.done:
+            run.config()  # says that there is no run, where that is so
+            raise UserError(f"{run.folder} is not finished: train it to its end first.")
+    return runs
+
+
+def _of_one_network(runs: Sequence[Run], recipes: Sequence[Recipe]) -> list[keras.Model]:
+    """What each run trained, in float32; refused where the weights are not of the same layers and shapes."""
+    parts = [in_float32(load_saved(run.trained_file)) for run in runs]
+    shapes = [[(weight.path, tuple(weight.shape)) for weight in part.weights] for part in parts]
+    for run, recipe, other in zip(runs, recipes, shapes, strict=True):
+        if other != shapes[0] or recipe.train_from != recipes[0].train_from:
+            raise UserError(
+                f"{run.folder} is of another network than {runs[0].folder}: their weights have no mean. Expected the "
+                "same recipe, heads and train_from."
+            )
+    return parts
 
 
 def _require_free(out: Path) -> None:
