@@ -82,11 +82,16 @@ def test_what_decoders_read_otherwise_is_stored_upright_and_plain(tmp_path, capf
     exif[0x0112] = 6
     picture.save(tmp_path / "plain.jpg")
     picture.save(tmp_path / "turned.jpg", exif=exif)
-    picture.save(tmp_path / "film.gif", save_all=True, append_images=[picture])
+    for name in ("film.gif", "film.webp"):
+        picture.save(tmp_path / name, save_all=True, append_images=[picture])
+    for name in ("scan.tif", "scan.jp2"):
+        picture.save(tmp_path / name)
     picture.putalpha(100)
     picture.save(tmp_path / "glass.png")
     assert originals.content(tmp_path / "plain.jpg") == tmp_path / "plain.jpg"  # as it is
-    for name in ("turned.jpg", "film.gif", "glass.png"):
+    names = ("turned.jpg", "film.gif", "film.webp", "scan.tif", "scan.jp2", "glass.png")
+    assert not originals.distinct([originals.Photo(name, tmp_path / name, 0) for name in names])[1]["undecodable"]
+    for name in names:
         stored = originals.content(tmp_path / name)
         assert isinstance(stored, bytes)
         np.testing.assert_array_equal(originals.decode(stored), read_photo(tmp_path / name))

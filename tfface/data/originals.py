@@ -223,9 +223,8 @@ def _digest(path: Path) -> str | None:
     """SHA-256 of a file, None where it cannot be read or is not a whole image."""
     try:
         data = path.read_bytes()
-        decode(data)
-        if not _is_read_alike(path):
-            read_photo(data)  # which `content` stores: more strict, and with a limit of size
+        # By what learns from it: `content` stores as PNG what training's own decoder reads otherwise, or not at all.
+        (decode if _is_read_alike(path) else read_photo)(data)
     except (OSError, UserError, tf.errors.InvalidArgumentError):
         return None
     return hashlib.sha256(data).hexdigest()
