@@ -192,6 +192,11 @@ def test_broken_and_unbroken_sweeps_are_the_same(data_dir, tmp_path, trained, mo
     assert trained["trial-0001"].learning_rate != whole["trial-0001"].learning_rate
 
 
+def test_any_seed_of_a_recipe_is_one_of_a_sweep(data_dir, tmp_path, trained):
+    sweep(Shade(seed=(1 << 32) - 1), tmp_path / "sweep", 2, data_dir)
+    assert len(table(tmp_path / "sweep")) == 2
+
+
 def test_failed_trials_count_and_have_no_score(data_dir, tmp_path, trained, capsys):
     folder = tmp_path / "sweep"
     made = sweep(Shade(), folder, 8, data_dir)

@@ -234,7 +234,8 @@ def _next_trial(study: optuna.Study, recipe: Recipe) -> optuna.Trial:
         own = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
         study.enqueue_trial({name: value for name, value in own.items() if isinstance(value, str | int | float)})
     # A seed for each trial: a sampler that began anew after a kill would propose its first trials again.
-    study.sampler = optuna.samplers.TPESampler(seed=recipe.seed * 100_003 + len(_finished(study)))
+    seed = (recipe.seed * 100_003 + len(_finished(study))) % (1 << 32)  # NumPy takes no larger one
+    study.sampler = optuna.samplers.TPESampler(seed=seed)
     return optuna.Trial(study, running[0]._trial_id) if running else study.ask()
 
 
