@@ -84,6 +84,14 @@ def test_a_teachers_embeddings_follow_the_example(joined):
     labels = pipeline.label_arrays(joined, "train") | {"example": np.arange(12)}
     encoded = batches.encode((tasks.embedding(1),), labels, {"embedding": taught})
     np.testing.assert_array_equal(encoded["embedding"], taught)
+    # So they do on validation where cached features are trained on.
+    student = SimpleNamespace(tasks=lambda: (tasks.embedding(1),))
+    features = np.arange(12, dtype="float32")
+    validation = batches.in_order(
+        features, pipeline.label_arrays(joined, "validation"), student, taught={"embedding": taught}
+    )
+    (inputs, targets), *_ = validation
+    np.testing.assert_array_equal(targets["embedding"][:, 0], inputs)
 
 
 def test_fingerprint_changes_with_the_parts(joined):

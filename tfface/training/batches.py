@@ -427,15 +427,21 @@ def evaluation_images(
 
 
 def in_order(
-    inputs: np.ndarray, labels: dict[str, np.ndarray], recipe: Recipe, across: Devices = ONE, partial: bool = False
+    inputs: np.ndarray,
+    labels: dict[str, np.ndarray],
+    recipe: Recipe,
+    across: Devices = ONE,
+    partial: bool = False,
+    taught: Mapping[str, np.ndarray] = NOTHING,
 ) -> tf.data.Dataset:
     """Batches of features in their order, as `feature_batches` gives those of training; on several devices with
     weights, see `_filled`."""
     tasks, size = recipe.tasks(), 256
-    arrays = (inputs, encode(tasks, labels), *([weights(tasks, labels)] if partial else []))
+    labels = {**labels, "example": np.arange(len(inputs))}
+    arrays = (inputs, encode(tasks, labels, taught), *([weights(tasks, labels, taught)] if partial else []))
     if across.count > 1:
         places, shares, size = _filled(len(inputs), size, across)
-        known = weights(tasks, labels)  # 1 for all where every label is known
+        known = weights(tasks, labels, taught)  # 1 for all where every label is known
         shared = {name: values[places] * shares for name, values in known.items()}
         arrays = (inputs[places], {name: values[places] for name, values in arrays[1].items()}, shared)
     return tf.data.Dataset.from_tensor_slices(arrays).batch(size).with_options(pipeline.options())

@@ -219,8 +219,8 @@ def prepared(
             taught=taught["train"],
         )
         inputs = np.asarray(features["validation"][0], "float32")
-        partly = batches.partly_labelled(labels["validation"], recipe.tasks())
-        validation = batches.in_order(inputs, labels["validation"], recipe, across, partly)
+        partly = batches.partly_labelled(labels["validation"], recipe.tasks(), taught["validation"])
+        validation = batches.in_order(inputs, labels["validation"], recipe, across, partly, taught["validation"])
         # What lies below is frozen: it was neither carried nor will it be trained.
         own = {layer.name for layer in model.layers}
         carried, fresh = ([name for name in names if name in own] for names in (carried, fresh))
