@@ -209,12 +209,18 @@ def test_empty_split_is_the_users_to_mend():
 
 def test_a_label_that_is_not_known_is_no_class():
     from tfface import tasks
+    from tfface.evaluation.fairness import by_group
     from tfface.evaluation.predictions import to_predictions
 
     task = tasks.classification("race", ("A", "B", "C"))
     truth = {"key": np.array(["a", "b"]), "race": np.array([0, -1])}
     with pytest.raises(UserError, match="The race of 1 of 2 images is known"):
         to_predictions((task,), {"race": np.eye(3)[[0, 1]]}, truth, {"race": task.classes})
+    # What is not learnt need not be known of all: it forms no groups of people.
+    truth |= {"race": np.array([0, 1]), "gender": np.array([0, -1]), "age": np.array([30, -1])}
+    classes = {"race": task.classes, "gender": ("Male", "Female")}
+    predictions = to_predictions((task,), {"race": np.eye(3)[[0, 1]]}, truth, classes)
+    assert set(by_group(predictions)["by"]) == {"race"}
 
 
 def test_classes_are_those_of_the_network_by_their_names(monkeypatch):

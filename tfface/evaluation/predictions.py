@@ -169,7 +169,8 @@ def to_predictions(
                 "data sets alone."
             )
     classes = {name: names for name, names in classes.items() if name in truth}
-    known = {name: truth[name] for name in (*classes, "age") if name in truth}
+    # What no task learns need not be known of every face: of such a label no groups are formed.
+    known = {name: truth[name] for name in (*classes, "age") if name in truth and (truth[name] >= 0).all()}
     probabilities, ordered = {}, [name for name in classes if name == "age_group"]
     years = spread = None
     for task in tasks:
