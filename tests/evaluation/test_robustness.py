@@ -9,9 +9,18 @@ from tfface.cli import main
 from tfface.data import pipeline
 from tfface.errors import UserError
 from tfface.evaluation import robustness as module
-from tfface.evaluation.evaluate import evaluate
+from tfface.evaluation.evaluate import evaluate, mean, proportion
 from tfface.evaluation.predictions import predict_split
-from tfface.evaluation.robustness import HARMS, MASK, dark, example_faces, hidden_below, robustness, small
+from tfface.evaluation.robustness import (
+    HARMS,
+    MASK,
+    dark,
+    example_faces,
+    hidden_below,
+    robustness,
+    small,
+    write_robustness,
+)
 from tfface.faces.occlude import generator
 from tfface.faces.synthesize import face
 from tfface.serving.predictor import find_model
@@ -84,6 +93,14 @@ def test_curves_of_the_shipped_network(two_harms, data_dir, tmp_path, capsys):
     assert whole["value"] == pytest.approx(expected["age"]["mae"]["value"], abs=1e-4)
     assert (out / "figures" / "hidden-from-below.svg").exists()
     assert (out / "figures" / "examples-blur.jpg").exists()
+
+
+def test_the_error_of_one_face_has_no_interval(tmp_path):
+    figures = {"gender accuracy": [proportion(1, 1), proportion(0, 1)], "age error": [mean([3.0]), mean([40.0])]}
+    harms = {"blur": {"unit": HARMS["blur"].unit, "strengths": [None, 0.08], "figures": figures}}
+    result = {"data": DATA, "split": "test[:1]", "n": 1, "seed": 0, "harms": harms}
+    made = write_robustness(result, tmp_path, "One face")
+    assert "40.00 (one face)" in made["markdown"].read_text()
 
 
 def test_examples_begin_undamaged(data_dir):

@@ -518,7 +518,7 @@ def harm(harm: Mapping) -> Figure:
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         for colour, name in zip(LIGHT[3:] * 2, panel, strict=False):
             values, label = figures[name], name.removesuffix(" accuracy").replace("_", " ")
-            low, high = zip(*(value["interval"] for value in values), strict=True)
+            low, high = zip(*(value["interval"] or [value["value"]] * 2 for value in values), strict=True)
             axes.plot(names, [value["value"] for value in values], "o-", color=colour, markersize=4, label=label)
             axes.fill_between(names, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.set_xlabel(harm["unit"], size=8.5)

@@ -230,5 +230,5 @@ def write_robustness(
 
 def _cell(figure: str, value: dict) -> str:
     digits = 2 if figure == "age error" else 3
-    low, high = value["interval"]
-    return f"{value['value']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+    interval = " to ".join(f"{end:.{digits}f}" for end in value["interval"] or ())
+    return f"{value['value']:.{digits}f} ({interval or 'one face'})"
