@@ -6,6 +6,7 @@ import pytest
 from tfface.evaluation import plots
 from tfface.evaluation.evaluate import age_errors, classification, evaluate
 from tfface.evaluation.fairness import by_group
+from tfface.evaluation.verification import verify_folds
 
 
 def texts(figure) -> list[str]:
@@ -77,3 +78,24 @@ def test_sheet_of_pictures(tmp_path):
     path = plots.save(plots.sheet(images, [f"true {i}, said {i + 1}" for i in range(7)]), tmp_path / "sheet.jpg")
     assert [file.name for file in tmp_path.iterdir()] == ["sheet.jpg"]
     assert path.read_bytes()[:3] == b"\xff\xd8\xff"
+
+
+@pytest.mark.parametrize("pairs", [12, 6000])
+def test_roc_of_a_network_that_is_never_wrong_is_drawn_to_its_end(pairs):
+    same = np.arange(pairs) % 2 == 0
+    axes = plots.roc({"faultless": verify_folds(same.astype(float), same, np.arange(pairs) // 2 % 3)}).axes[0]
+    (line,) = axes.lines
+    assert axes.get_xlim() == (line.get_xdata().min(), 1.0)
+    assert set(line.get_ydata()) == {1.0}
+
+
+def test_coverage_that_is_far_too_small_is_in_the_picture():
+    age = age_errors(np.full(100, 30), np.full(100, 40), spread=np.ones(100))
+    assert plots.spread_coverage(age).axes[0].get_ylim()[0] <= 0
+
+
+def test_the_legend_hides_no_decade(predictions):
+    figure = plots.age_decades(evaluate(predictions)["age"])
+    figure.canvas.draw()
+    (axes,), (legend,) = figure.axes, figure.legends
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())

@@ -295,7 +295,7 @@ def age_decades(age: Mapping) -> Figure:
     axes.set_xticks(range(len(rows)), [f"{row['decade'].split('-')[0]}s\n{row['n']:,}" for row in rows], size=8)
     axes.set(xlabel="decade of true age, faces in it", ylabel="years")
     axes.grid(axis="x", visible=False)
-    axes.legend(loc="upper left")
+    figure.legend(loc="outside upper left", ncols=2)  # inside it would cover the errors
     return figure
 
 
@@ -317,7 +317,8 @@ def spread_coverage(age: Mapping) -> Figure:
         fmt="o-",
         label="model",
     )
-    axes.set(xlabel="claimed share", ylabel="share that holds the true age", xlim=(0.4, 1), ylim=(0.4, 1.02))
+    least = min(0.4, *(row["interval"][0] for row in rows))
+    axes.set(xlabel="claimed share", ylabel="share that holds the true age", xlim=(0.4, 1), ylim=(least, 1.02))
     axes.legend(loc="upper left")
     return figure
 
@@ -541,11 +542,14 @@ def roc(results: Mapping[str, Mapping]) -> Figure:
     """
     figure = _figure(5.2, 3.8)
     axes = figure.subplots()
-    least = min(20 / result["n"] for result in results.values())  # half of the pairs are of two people
+    least = min(0.1, *(20 / result["n"] for result in results.values()))  # half of the pairs are of two people
     for index, (name, result) in enumerate(results.items()):
-        points = np.array([point for point in result["roc"] if point[0] >= least] or [[1.0, 1.0]])
+        false, true = np.array(result["roc"]).T
+        first = np.searchsorted(false, least, side="right") - 1  # what is accepted at `least` itself
         label = f"{name}: {result['accuracy']:.2%}"
-        axes.plot(*points.T, color=LIGHT[3 + index % 4], label=label, drawstyle="steps-post")
+        axes.plot(
+            false[first:].clip(least), true[first:], color=LIGHT[3 + index % 4], label=label, drawstyle="steps-post"
+        )
     axes.set_xscale("log")
     axes.set_xlim(least, 1)
     axes.set_xlabel("false accept rate")
