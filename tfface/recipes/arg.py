@@ -243,8 +243,11 @@ class ARG(Recipe):
         """Learning rate, loss weights, age encoding, and the size and dropout of the bottleneck.
 
         The gender's weight stays: Adam's steps do not change when all weights grow alike, so only ratios are searched.
+        So does an age that the data set has in groups only, or that another run teaches as it says it.
         """
-        ages = ["groups"] if self.age == "groups" else [age for age in AGE_TASKS if age != "groups"]
+        ages = [age for age in AGE_TASKS if age != "groups"]
+        if self.age == "groups" or self.distill_from:
+            ages = [self.age]
         return {
             "learning_rate": trial.suggest_float("learning_rate", 1e-4, 1e-2, log=True),
             "race_weight": trial.suggest_float("race_weight", 0.03, 3.0, log=True),

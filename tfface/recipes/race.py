@@ -187,11 +187,12 @@ class Race(Recipe):
         raise UserError(f"algorithm must be sgd or adam. Received: {self.algorithm}.")
 
     def search_space(self, trial):
-        """The algorithm, its rate and the loss."""
+        """The algorithm, its rate and the loss; smoothed labels are those of cross-entropy alone."""
+        losses = ["crossentropy"] if self.label_smoothing else ["focal", "crossentropy"]
         return {
             "learning_rate": trial.suggest_float("learning_rate", 1e-4, 0.3, log=True),
             "algorithm": trial.suggest_categorical("algorithm", ["sgd", "adam"]),
-            "loss": trial.suggest_categorical("loss", ["focal", "crossentropy"]),
+            "loss": trial.suggest_categorical("loss", losses),
         }
 
     def tiny(self):
