@@ -244,6 +244,8 @@ def test_bad_input_is_said_in_a_line(data_dir, tmp_path, trained, monkeypatch):
         sweep(Shade(data="nothing"), tmp_path / "sweep", 1, data_dir)
     with pytest.raises(UserError, match="has no search space"):
         sweep(Recipe(data="shades"), tmp_path / "sweep", 1, data_dir)
+    with pytest.raises(UserError, match=r"searches race_weight over .*low=0\.03.* Received: race_weight=0\.0"):
+        sweep(RECIPES["arg"](race_weight=0.0), tmp_path / "sweep", 1, data_dir)
     assert not (tmp_path / "sweep").exists()
     sweep(Shade(), tmp_path / "sweep", 1, data_dir)
     with pytest.raises(UserError, match="epochs was 2, is 3"):
@@ -322,6 +324,19 @@ def test_the_recipes_own_values_lie_in_their_search_space(name):
         assert len(changed.tasks()) > 1 or not any(field_name.endswith("_weight") for field_name in own.distributions)
         for field_name, kind in own.distributions.items():
             assert kind._contains(kind.to_internal_repr(own.params[field_name]))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "kept"),
+    [
+        ("arg", {"age": "distribution", "distill_from": "runs/arg-years/seed-0"}, "age"),
+        ("race", {"loss": "crossentropy", "label_smoothing": 0.1}, "loss"),
+    ],
+)
+def test_what_no_other_value_could_be_trained_with_is_not_searched(name, changes, kept):
+    trial = optuna.create_study().ask()
+    assert RECIPES[name](**changes).search_space(trial)[kept] == changes[kept]
+    assert trial.distributions[kept].choices == (changes[kept],)
 
 
 def test_figures_show_every_trial():

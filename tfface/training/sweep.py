@@ -74,13 +74,14 @@ def sweep(
         The files by kind: "csv", "html", "markdown", "figures".
 
     Raises:
-        UserError: no trials were asked for, the recipe has no search space, the folder holds a sweep of something else
-            or a damaged study, or another process sweeps there, every trial failed, or what `fit` raises.
+        UserError: no trials were asked for, the recipe has no search space or a value that cannot be in it, the folder
+            holds a sweep of something else or a damaged study, or another process sweeps there, every trial failed, or
+            what `fit` raises.
     """
     if trials < 1:
         raise UserError(f"--trials must be at least 1. Received: {trials}.")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    recipe.search_space(optuna.create_study().ask())  # a recipe without one says so before anything is written
+    _check_space(recipe)
     builder = pipeline.open_dataset(recipe.data, data_dir)
     splits = (recipe.train_split, recipe.validation_split)
     data = {f"{split} split": pipeline.fingerprint(builder, split) for split in splits}
@@ -218,6 +219,33 @@ def _open_study(folder: Path, recipe: Recipe, searched: dict) -> optuna.Study:
     return study
 
 
+def _check_space(recipe: Recipe) -> None:
+    """Say before anything is written that a search cannot begin where its recipe stands.
+
+    Raises:
+        UserError: the recipe has no search space, or a field that is searched has a value that cannot be there.
+    """
+    trial = optuna.create_study().ask()
+    recipe.search_space(trial)
+    own = _own_values(recipe)
+    for name in own.keys() & trial.distributions:
+        kind = trial.distributions[name]
+        try:
+            kind.to_internal_repr(
+                own[name]
+            )  # what lies beyond an end will do, but 0 has no place on a logarithmic scale
+        except ValueError as error:
+            raise UserError(
+                f"A sweep begins with the recipe as it stands, and searches {name} over {kind}. Received: "
+                f"{name}={own[name]}. Set another value."
+            ) from error
+
+
+def _own_values(recipe: Recipe) -> dict:
+    values = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
+    return {name: value for name, value in values.items() if isinstance(value, str | int | float)}
+
+
 def _finished(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL))
 
@@ -231,8 +259,7 @@ def _next_trial(study: optuna.Study, recipe: Recipe) -> optuna.Trial:
     """The trial that a killed sweep left behind, which knows the values it had drawn; else a new one."""
     running = study.get_trials(states=(TrialState.RUNNING,))
     if not study.trials:
-        own = {field.name: getattr(recipe, field.name) for field in dataclasses.fields(recipe)}
-        study.enqueue_trial({name: value for name, value in own.items() if isinstance(value, str | int | float)})
+        study.enqueue_trial(_own_values(recipe))
     # A seed for each trial: a sampler that began anew after a kill would propose its first trials again.
     seed = (recipe.seed * 100_003 + len(_finished(study))) % (1 << 32)  # NumPy takes no larger one
     study.sampler = optuna.samplers.TPESampler(seed=seed)
