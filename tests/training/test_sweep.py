@@ -217,6 +217,13 @@ def test_failed_trials_count_and_have_no_score(data_dir, tmp_path, trained, caps
         assert f"--set {name}={best[name]}" in page
 
 
+def test_the_search_keeps_away_from_what_failed(data_dir, tmp_path, trained):
+    sweep(Shade(), tmp_path / "sweep", 24, data_dir)
+    states = [row["state"] for row in table(tmp_path / "sweep")]
+    assert "fail" in states[:10]  # at random
+    assert "fail" not in states[19:]
+
+
 def test_the_table_holds_every_trial_as_it_was_trained(data_dir, tmp_path, trained):
     sweep(Shade(), tmp_path, 4, data_dir)
     for row in table(tmp_path):

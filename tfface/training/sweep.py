@@ -60,7 +60,7 @@ def sweep(
     """Search a recipe's hyper-parameters, or go on with a search; print a line a trial.
 
     A search that is killed at any point goes on inside the trial it was in, and comes to the same trials as an unbroken
-    one. A trial whose loss becomes NaN has failed; it counts, as it would fail again.
+    one. A trial whose loss becomes NaN has failed; it counts, as it would fail again, and the search avoids its like.
 
     Args:
         recipe: what is searched; its seed is that of the search and of every trial.
@@ -118,7 +118,8 @@ def sweep(
                 value = float(np.mean([score(predictions) for predictions in each.values()]))
             run.state_file.unlink(missing_ok=True)
             shutil.rmtree(run.folder / "events", ignore_errors=True)
-            study.tell(trial, value, TrialState.FAIL if value is None else TrialState.COMPLETE)
+            # The sampler would not hear of a trial with FAIL, and propose its like over and over.
+            study.tell(trial, value, TrialState.PRUNED if value is None else TrialState.COMPLETE)
             finished = _finished(study)
             _write_table(finished, folder / "sweep.csv")
             print(_line(finished, trials), flush=True)
@@ -247,7 +248,8 @@ def _own_values(recipe: Recipe) -> dict:
 
 
 def _finished(study: optuna.Study) -> list[FrozenTrial]:
-    return study.get_trials(states=(TrialState.COMPLETE, TrialState.FAIL))
+    # FAIL is what a version before told of those that failed.
+    return study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
 
 
 def _ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
@@ -271,7 +273,7 @@ def _rows(trials: Sequence[FrozenTrial]) -> tuple[list[str], list[dict]]:
     rows = [
         {
             "trial": trial.number,
-            "state": trial.state.name.lower(),
+            "state": "complete" if trial.state == TrialState.COMPLETE else "fail",
             "score": trial.value,
             **trial.params,
             **trial.user_attrs.get("figures", {}),
@@ -312,7 +314,7 @@ def _line(finished: Sequence[FrozenTrial], trials: int) -> str:
 def _page(trials: Sequence[FrozenTrial], recipe: Recipe, folder: Path, builder: pipeline.Builder) -> Page:
     ranked, n = _ranked(trials), pipeline.num_examples(builder, recipe.validation_split)
     best, own = ranked[0], trials[0]
-    failed = [trial for trial in trials if trial.state == TrialState.FAIL]
+    failed = [trial for trial in trials if trial.state != TrialState.COMPLETE]
     columns, rows = _rows([*ranked, *failed])
     words = [i for i, name in enumerate(columns) if any(isinstance(row.get(name), str) for row in rows)]
     table = Table(
@@ -399,7 +401,7 @@ def score_history(trials: Sequence[FrozenTrial]) -> Figure:
     axes.plot(numbers, scores, "o", markersize=5, label="trial")
     best = np.maximum.accumulate(scores)
     axes.step([*numbers, trials[-1].number], [*best, best[-1]], where="post", label="best so far")
-    _mark_failed(axes, [trial.number for trial in trials if trial.state == TrialState.FAIL])
+    _mark_failed(axes, [trial.number for trial in trials if trial.state != TrialState.COMPLETE])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set(xlabel="trial", ylabel="score")
     axes.legend(loc="lower right")
@@ -431,7 +433,7 @@ def score_by_field(trials: Sequence[FrozenTrial]) -> Figure:
         axes.plot([place(trial) for trial in scored], [trial.value for trial in scored], "o", markersize=5)
         if best in scored:
             axes.plot(place(best), best.value, "o", color=plots.ORANGE, markersize=11, fillstyle="none")
-        _mark_failed(axes, [place(trial) for trial in drawn if trial.state == TrialState.FAIL])
+        _mark_failed(axes, [place(trial) for trial in drawn if trial.state != TrialState.COMPLETE])
         if choices:
             axes.set_xticks(range(len(choices)), [str(choice) for choice in choices])
             axes.set_xlim(-0.5, len(choices) - 0.5)
