@@ -404,7 +404,7 @@ def score_history(trials: Sequence[FrozenTrial]) -> Figure:
     _mark_failed(axes, [trial.number for trial in trials if trial.state != TrialState.COMPLETE])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set(xlabel="trial", ylabel="score")
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside upper left", ncols=3)  # inside it would cover trials
     return figure
 
 
