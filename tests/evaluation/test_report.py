@@ -150,6 +150,9 @@ def test_headline_has_the_figures_of_test(report, predictions):
 
 
 def test_a_report_of_other_figures_replaces_an_earlier_one(tmp_path):
+    own = tmp_path / "report" / "figures" / "drawn-by-hand.svg"
+    own.parent.mkdir(parents=True)
+    own.touch()
     for value in ("98.67", "99.23"):
         table = Table(("crop", "accuracy"), [("box", value)])
         paths = write_report(
@@ -160,6 +163,7 @@ def test_a_report_of_other_figures_replaces_an_earlier_one(tmp_path):
         )
     assert "99.23" in paths["html"].read_text()
     assert "98.67" not in paths["html"].read_text()
+    assert own.exists()
     assert sorted(path.name for path in (tmp_path / "report").iterdir()) == [
         "figures",
         "report.html",

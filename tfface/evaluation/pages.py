@@ -22,7 +22,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from tfface.evaluation import plots
-from tfface.files import write_text, written_aside
+from tfface.files import make_folder, write_text
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,9 @@ class Page:
     footer: str
 
     def write(self, folder: Path) -> dict[str, Path]:
-        """Write report.html, report.md and the folder figures/, each aside first and then renamed.
+        """Write report.html, report.md and pictures in the folder figures/, each file aside first and then renamed.
+
+        What else is in that folder stays: it may be somebody's own.
 
         Args:
             folder: where to; made when absent.
@@ -158,21 +160,19 @@ class Page:
         Returns:
             The paths by kind: "html", "markdown", "figures".
         """
-        sources = {}
-        with written_aside(folder / "figures") as figures:
-            figures.mkdir()
-            for block in (block for section in self.sections for block in section.blocks):
-                if isinstance(block, Picture):
-                    drawing = plots.svg(block.draw())
-                    (figures / f"{block.name}.svg").write_bytes(drawing)
-                    dark = plots.for_dark_pages(drawing)
-                    sources[block.name] = {"light": _uri("svg+xml", drawing), "dark": _uri("svg+xml", dark)}
-                elif isinstance(block, Gallery):
-                    plots.save(plots.sheet(*zip(*block.tiles, strict=True)), figures / f"{block.name}.jpg", dpi=120)
+        sources, figures = {}, make_folder(folder / "figures")
+        for block in (block for section in self.sections for block in section.blocks):
+            if isinstance(block, Picture):
+                drawing = plots.svg(block.draw())
+                write_text(figures / f"{block.name}.svg", drawing.decode())
+                dark = plots.for_dark_pages(drawing)
+                sources[block.name] = {"light": _uri("svg+xml", drawing), "dark": _uri("svg+xml", dark)}
+            elif isinstance(block, Gallery):
+                plots.save(plots.sheet(*zip(*block.tiles, strict=True)), figures / f"{block.name}.jpg", dpi=120)
         return {
             "html": write_text(folder / "report.html", self._html(sources)),
             "markdown": write_text(folder / "report.md", self._markdown()),
-            "figures": folder / "figures",
+            "figures": figures,
         }
 
     def _html(self, sources: dict[str, dict[str, str]]) -> str:

@@ -65,7 +65,7 @@ def write_report(
     licences: Mapping[str, str] | None = None,
     notes: Sequence[str] = (),
 ) -> dict[str, Path]:
-    """Write report.html, report.md, report.json and figures/, each aside first and then renamed.
+    """Write report.html, report.md, report.json and pictures in figures/, each aside first and then renamed.
 
     Args:
         folder: where to; made when absent. An earlier report there is replaced.
