@@ -4,10 +4,12 @@ import json
 import os
 import shutil
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from tfface import commands, files
 from tfface.data import pipeline
@@ -15,7 +17,7 @@ from tfface.errors import UserError
 from tfface.evaluation import predictions
 from tfface.evaluation.calibrate import calibrate
 from tfface.evaluation.predictions import measured_parts, predict_split
-from tfface.labels import GROUPINGS
+from tfface.labels import GENDERS, GROUPINGS
 from tfface.training import batches
 from tfface.training.fit import fit, monitored
 from tfface.training.run import Run, runs_in
@@ -27,7 +29,7 @@ def data_dir(colours):
     return colours
 
 
-def test_an_unknown_label_of_one_data_set_teaches_nothing(colour, data_dir, tmp_path):
+def test_an_unknown_label_of_one_data_set_teaches_nothing(colour, data_dir, tmp_path, monkeypatch):
     recipe = colour(data="half_known", batch_size=64)
     builder = pipeline.open_dataset("half_known", data_dir)
     (_, targets, weights), *_ = batches.image_batches(builder, "train", recipe, 0).take(1)
@@ -39,6 +41,9 @@ def test_an_unknown_label_of_one_data_set_teaches_nothing(colour, data_dir, tmp_
     assert set(calibrate(run.folder, data_dir)) == {"gender", "age"}
     with pytest.raises(UserError, match="gender of 32 of 64 images is known"):
         predict_split(run, "test", data_dir=data_dir)
+    known = pipeline.label_arrays
+    monkeypatch.setattr(pipeline, "label_arrays", lambda *which: {**known(*which), "age": known(*which)["age"] + 100})
+    assert set(calibrate(run.folder, data_dir)) == {"gender", "age"}  # of more than 116 years no target is known
 
 
 def test_an_unknown_label_is_in_no_group(data_dir, monkeypatch):
@@ -66,6 +71,21 @@ def test_a_label_that_is_absent_is_said(colour, data_dir, tmp_path):
     run = fit(colour(), tmp_path / "right", data_dir, verbose=0)
     with pytest.raises(UserError, match="tells age, which ageless"):
         predict_split(run, "test", "ageless", data_dir)
+
+
+@pytest.mark.parametrize(
+    ("age", "said"),
+    [
+        (tfds.features.ClassLabel(names=["0-2", "3-9"]), "own.*, whose age is 0-2, 3-9"),
+        (tfds.features.Scalar(np.float32), "whose age is float32"),
+        (tfds.features.Text(), "whose age is string"),
+    ],
+)
+def test_an_age_that_is_no_number_of_years_is_refused(age, said, colour, tmp_path):
+    features = {"image": tfds.features.Image(), "gender": tfds.features.ClassLabel(names=GENDERS), "age": age}
+    builder = SimpleNamespace(info=SimpleNamespace(full_name="own/1.0.0", features=features))
+    with pytest.raises(UserError, match=f"learns age in whole years.*{said}"):
+        batches.require_labels(colour(), builder, "learns")
 
 
 @pytest.mark.parametrize(

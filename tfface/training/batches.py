@@ -66,7 +66,7 @@ def partly_labelled(
 
 
 def require_labels(recipe: Recipe, builder: pipeline.Builder, verb: str) -> None:
-    """Say that a data set lacks a label of a recipe's attributes.
+    """Say that a data set lacks a label of a recipe's attributes, or has an age that is no number of years.
 
     Args:
         recipe: the recipe, adapted to the data set.
@@ -76,13 +76,22 @@ def require_labels(recipe: Recipe, builder: pipeline.Builder, verb: str) -> None
     Raises:
         UserError: it does.
     """
-    held = builder.info.features
+    held, classes = builder.info.features, pipeline.class_names(builder)
     for task in recipe.tasks():
         if task.is_attribute and task.label not in held:
             raise UserError(
                 f"The recipe {recipe.name} {verb} {task.label}, which {builder.info.full_name} does not hold. Name "
                 "another data set with --data."
             )
+        if task.is_age:
+            dtype = getattr(held[task.label], "tf_dtype", held[task.label])
+            if task.label in classes or not dtype.is_integer:  # the number of a class would be taken for years
+                names = ", ".join(classes.get(task.label, ())) or dtype.name
+                raise UserError(
+                    f"The recipe {recipe.name} {verb} age in whole years. Received: {builder.info.full_name}, whose "
+                    f"{task.label} is {names}. Give years as integers in its builder, and groups of ages another name, "
+                    "such as age_group."
+                )
 
 
 def check_labels(recipe: Recipe, builder: pipeline.Builder) -> None:
