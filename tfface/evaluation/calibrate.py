@@ -19,6 +19,7 @@ from tfface.evaluation.predictions import measured_parts
 from tfface.layers import Regroup
 from tfface.models.saved import load_saved
 from tfface.recipes import Recipe
+from tfface.training import batches
 from tfface.training.features import outputs_of
 from tfface.training.run import Run
 
@@ -105,8 +106,8 @@ def _calibrated(run: Run, recipe: Recipe, data_dir: str | Path | None, bfloat16:
         names = sorted({head for head, _ in tasks.values()})
         outputs = outputs_of(known, model, builder, known.validation_split, bfloat16, names=names)
         for task, (head, groups) in tasks.items():
-            known_here = truth[task.label] >= 0
-            right = task.targets[truth[task.label]].argmax(axis=1)
+            known_here = batches.weights([task], truth)[task.name] > 0
+            right = batches.encode([task], truth)[task.name].argmax(axis=1)
             fitted.setdefault(head, []).append((outputs[head][known_here], right[known_here], groups))
     if not fitted:
         raise UserError(f"{run.folder} has no head that is a softmax: there is nothing to calibrate.")
