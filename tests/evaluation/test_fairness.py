@@ -71,6 +71,14 @@ def test_every_cell_of_gender_race_and_age(predictions):
     json.dumps(result, allow_nan=False)
 
 
+def test_one_person_is_no_group():
+    predictions = gender_model({"a": (40, 50), "b": (45, 50)})
+    known = {**predictions.truth, "identity": np.arange(100)}
+    classes = {**predictions.classes, "identity": tuple(map(str, range(100)))}
+    result = by_group(Predictions(predictions.key, known, predictions.probabilities, classes))
+    assert set(result["by"]) == {"gender", "race", "gender x race"}
+
+
 def test_age_groups_hold_their_last_year():
     predictions = Predictions(
         np.array(["a", "b", "c"]), {"age": np.array([5.9, 6, 70])}, {}, {}, age_years=np.array([5.0, 6.0, 70.0])

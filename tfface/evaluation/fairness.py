@@ -23,7 +23,7 @@ def by_group(predictions: Predictions, age_starts: Sequence[int] = ARG_AGE_START
 
     Args:
         predictions: what the model said, and the truth. Groups are formed from what the truth names: gender,
-            race and any other class, and age.
+            race and any other class, and age; who somebody is, an "identity", makes no group.
         age_starts: first age (years) of each age group, ascending, the first 0. Where the truth has no age in
             years, an "age_group" or "age_bins" forms the age groups.
 
@@ -94,7 +94,7 @@ def attributes(
     found = {
         name: (np.asarray(predictions.truth[name]), tuple(predictions.classes[name]))
         for name in sorted(predictions.truth, key=lambda name: (name != "gender", name != "race", name))
-        if name != "age" and name not in predictions.ordered
+        if name not in ("age", "identity", *predictions.ordered)
     }
     if "age" in predictions.truth:
         if age_starts[0] != 0 or list(age_starts) != sorted(set(age_starts)):
