@@ -4,12 +4,16 @@ import json
 import socket
 import threading
 import time
+import types
 import urllib.error
 import urllib.request
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image, PngImagePlugin
+from tensorflow.core.framework import tensor_pb2
+from tensorflow_serving.apis import predict_pb2
 
 from tfface import cli
 from tfface.errors import UserError
@@ -287,6 +291,56 @@ def test_a_network_that_only_tells_people_apart_answers_with_embeddings(answers,
     assert cli.main(["client", address, str(tmp_path), "--crops", "--embeddings"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["faces"][0]["embedding"] for row in rows] == [pytest.approx([0.6, 0.8]), [0.0, 1.0]]
+
+
+def test_what_a_server_said_before_it_fell_silent_is_whole(monkeypatch, tmp_path, capsys):
+    def falls_silent(server, data, embeddings):
+        if len(data) < 2:
+            raise UserError("silent")
+        return {"age": np.full(len(data), 3.0)}
+
+    monkeypatch.setattr(client, "ask", falls_silent)
+    monkeypatch.setattr(client, "FACES_AT_ONCE", 2)
+    for number in range(3):
+        Image.fromarray(synthesize.face(3_000_000).image).save(tmp_path / f"{number}.png")
+    assert cli.main(["client", "host:8500", str(tmp_path), "--crops"]) == 2
+    assert [row["faces"][0]["age"] for row in json.loads(capsys.readouterr().out)] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        tf.make_tensor_proto([b"\xff"]),  # no text
+        tensor_pb2.TensorProto(),  # of no type
+        tensor_pb2.TensorProto(dtype=tf.variant.as_datatype_enum),
+        tensor_pb2.TensorProto(dtype=tf.float32.as_datatype_enum, tensor_content=b"\0\0\0"),
+    ],
+)
+def test_outputs_over_grpc_that_cannot_be_read_are_one_line(output):
+    server = client.connect("host:8500")
+    answer = predict_pb2.PredictResponse(outputs={"card": output})
+    server._stub = types.SimpleNamespace(Predict=lambda request, timeout: answer)
+    with pytest.raises(UserError, match=r"answered what no model of tfface answers.* an output cannot be read"):
+        server.card()
+
+
+def test_only_crops_are_sent():
+    with pytest.raises(UserError, match="no crops were received"):
+        client.ask(client.connect("host:8500"), [])
+    predictor = object.__new__(client.RemotePredictor)
+    for wrong, said in (
+        (np.zeros((0, 8, 8, 3), np.uint8), "no crops were received"),
+        (np.zeros((2, 8, 8, 3), np.float32), "have dtype float32"),
+        (np.zeros((8, 8, 3), np.uint8), "have shape"),
+    ):
+        with pytest.raises(UserError, match=said) as error:
+            predictor.predict_crops(wrong)
+        assert "(n, height, width, 3)" in str(error.value)
+
+
+def test_an_embedding_of_zeros_is_no_nan():
+    face = client.served_face((1, 2, 3, 4), 0.9, {"embedding": np.zeros(4, "float32")})
+    assert face.embedding.tolist() == [0, 0, 0, 0]
 
 
 def test_passwords_are_not_said():

@@ -26,7 +26,7 @@ from tfface.faces.detect import Detector
 from tfface.faces.photos import find_photos, orientation, read_photo
 from tfface.online.capture import without_password
 from tfface.recipes import RECIPES
-from tfface.serving.predictor import FaceAttributes, Predictor, face_detector
+from tfface.serving.predictor import FaceAttributes, Predictor, check_crops, face_detector
 
 FACES_AT_ONCE = 32
 PHOTOS_AT_ONCE = 8
@@ -273,11 +273,14 @@ class Grpc(Server):
             if error.code() == grpc.StatusCode.UNIMPLEMENTED:
                 raise self._absent("what answers does not know PredictionService") from error
             raise self._refused(signature, error.code() == grpc.StatusCode.NOT_FOUND, said) from error
-        arrays = {key: tf.make_ndarray(value) for key, value in answer.outputs.items()}
-        return {
-            key: np.char.decode(value.astype("S"), "utf-8") if value.dtype == object else value
-            for key, value in arrays.items()
-        }
+        try:
+            arrays = {key: tf.make_ndarray(value) for key, value in answer.outputs.items()}
+            return {
+                key: np.char.decode(value.astype("S"), "utf-8") if value.dtype == object else value
+                for key, value in arrays.items()
+            }
+        except (ValueError, TypeError, LookupError) as error:  # bytes that are no text, or types that NumPy lacks
+            raise self.strange(signature, f"an output cannot be read: {type(error).__name__}") from error
 
 
 def _plain(value: np.ndarray):
@@ -299,8 +302,10 @@ def ask(server: Server, crops: Sequence[bytes], embeddings: bool = False) -> dic
         Output -> `(n, ...)`.
 
     Raises:
-        UserError: as `Server.predict`, or what answers is no model of tfface.
+        UserError: no crops, as `Server.predict`, or what answers is no model of tfface.
     """
+    if not len(crops):
+        raise UserError("no crops were received, expected one at least")
     parts, shapes = [], {}
     for group in in_groups(crops, FACES_AT_ONCE):
         inputs = {"jpeg": np.array(group, object)}
@@ -339,7 +344,7 @@ def served_face(box, score: float, outputs: Mapping[str, np.ndarray]) -> FaceAtt
     age, spread = (None if outputs.get(name) is None else float(outputs[name]) for name in ("age", "age_spread"))
     embedding = outputs.get("embedding")
     if embedding is not None:
-        embedding = embedding / np.linalg.norm(embedding)  # several shots may have been averaged
+        embedding = embedding / (np.linalg.norm(embedding) or 1.0)  # several shots may have been averaged
     return FaceAttributes(tuple(map(float, box)), float(score), probabilities, age, spread, embedding)
 
 
@@ -378,11 +383,15 @@ class RemotePredictor(Predictor):
         """Outputs of the server for aligned crops, which travel as PNG: it loses nothing.
 
         Args:
-            crops: `(n, height, width, 3)` uint8.
+            crops: `(n, height, width, 3)` uint8, of any size, n >= 1.
 
         Returns:
             Output -> `(n, ...)`.
+
+        Raises:
+            UserError: other crops, or as `ask`.
         """
+        check_crops(crops)  # of others the server would be sent other pixels
         return ask(self.server, [encode(crop, ".png") for crop in crops], self.embeddings)
 
     def attributes(self, box, score: float, outputs: dict[str, np.ndarray]) -> FaceAttributes:
@@ -426,22 +435,24 @@ def predict_photos(server: Server, paths, detector="mtcnn", crops=False, embeddi
                 print(f"tfface: {error}", file=sys.stderr)
 
     separator = "[\n"
-    for group in in_groups(readable(), FACES_AT_ONCE if crops else PHOTOS_AT_ONCE):
-        if crops:
-            outputs = ask(server, [data for _, _, data in group], embeddings)
-            rows = [{name: values[row] for name, values in outputs.items()} for row in range(len(group))]
-            whole = [(0, 0, photo.shape[1], photo.shape[0]) for _, photo, _ in group]
-            found = [[served_face(box, 1.0, row)] for box, row in zip(whole, rows, strict=True)]
-        else:
-            found = predictor([photo for _, photo, _ in group])
-        for (path, _, _), faces in zip(group, found, strict=True):
-            if not faces:
-                empty += 1
-                print(f"tfface: no face was found in {path}", file=sys.stderr)
-            row = {"photo": str(path), "faces": [face.to_json(embedding=embeddings) for face in faces]}
-            print(separator + json.dumps(row), end="", flush=True)
-            separator = ",\n"
-    print("\n]" if separator == ",\n" else "[]", flush=True)
+    try:
+        for group in in_groups(readable(), FACES_AT_ONCE if crops else PHOTOS_AT_ONCE):
+            if crops:
+                outputs = ask(server, [data for _, _, data in group], embeddings)
+                rows = [{name: values[row] for name, values in outputs.items()} for row in range(len(group))]
+                whole = [(0, 0, photo.shape[1], photo.shape[0]) for _, photo, _ in group]
+                found = [[served_face(box, 1.0, row)] for box, row in zip(whole, rows, strict=True)]
+            else:
+                found = predictor([photo for _, photo, _ in group])
+            for (path, _, _), faces in zip(group, found, strict=True):
+                if not faces:
+                    empty += 1
+                    print(f"tfface: no face was found in {path}", file=sys.stderr)
+                row = {"photo": str(path), "faces": [face.to_json(embedding=embeddings) for face in faces]}
+                print(separator + json.dumps(row), end="", flush=True)
+                separator = ",\n"
+    finally:  # what a server said before it fell silent is JSON, too
+        print("\n]" if separator == ",\n" else "[]", flush=True)
     return 2 if broken else 1 if empty else 0
 
 

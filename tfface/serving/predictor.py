@@ -202,7 +202,7 @@ class Predictor:
             UserError: anything else.
         """
         check_not_forked("The predictor")
-        _check_crops(crops, tuple(self.recipe.image_size))  # another size ends the process, in oneDNN
+        check_crops(crops, tuple(self.recipe.image_size))  # another size ends the process, in oneDNN
         views = [crops, crops[:, :, ::-1]] if self.recipe.test_mirror else [crops]
         results = [self._forward(view) for view in views]
         return {name: np.mean([result[name] for result in results], axis=0) for name in results[0]}
@@ -241,19 +241,28 @@ class Predictor:
                 probabilities[task.name] = dict(zip(task.classes, map(float, output[0]), strict=True))
         embedding = outputs.get("embedding")
         if embedding is not None:
-            embedding = embedding / np.linalg.norm(embedding)  # several views or shots were averaged
+            embedding = embedding / (np.linalg.norm(embedding) or 1.0)  # several views or shots were averaged
         box = tuple(float(value) for value in box)
         return FaceAttributes(box, float(score), probabilities, age, spread, embedding)
 
 
-def _check_crops(crops, size: tuple[int, int]) -> None:
-    height, width = size
-    expected = f"expected a uint8 array (n, {height}, {width}, 3) with n of 1 and more"
+def check_crops(crops, size: tuple[int, ...] = ()) -> None:
+    """Looks at aligned crops before a network does.
+
+    Args:
+        crops: anything.
+        size: height and width that they must have; any unless given.
+
+    Raises:
+        UserError: they are no uint8 array `(n, height, width, 3)` with n >= 1.
+    """
+    sides = ", ".join(map(str, size)) or "height, width"
+    expected = f"expected a uint8 array (n, {sides}, 3) with n of 1 and more"
     if not isinstance(crops, np.ndarray):
         raise UserError(f"crops are a {type(crops).__name__}; {expected}: np.stack makes one of a list")
     if crops.ndim == 4 and not len(crops):
         raise UserError(f"no crops were received, their shape is {crops.shape}; {expected}: ask for one at least")
-    if crops.ndim != 4 or crops.shape[1:] != (*size, 3):
+    if crops.ndim != 4 or crops.shape[1:] != (*(size or crops.shape[1:3]), 3):
         raise UserError(f"crops have shape {crops.shape}; {expected}: align or resize them, and pass one as crop[None]")
     if crops.dtype != np.uint8:
         raise UserError(f"crops have dtype {crops.dtype}; {expected}: scale them to [0, 255] and round them")
