@@ -1,3 +1,4 @@
+import json
 import shutil
 import subprocess
 import sys
@@ -9,7 +10,7 @@ import yaml
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from tfface import cli
+from tfface import cli, files
 from tfface.errors import UserError
 from tfface.faces import synthesize
 from tfface.models.alexnet import alexnet
@@ -214,6 +215,27 @@ def test_a_number_is_not_given_twice(copies, small_run, monkeypatch):
     assert labels_of(copies, "gender") == {"stable": 7}
     with pytest.raises(UserError, match="Expected one of: faces, gender"):
         bundles.roll_back(copies)
+
+
+def test_what_was_killed_before_the_server_was_told_is_finished(copies, bundle, small_run, monkeypatch):
+    monkeypatch.setattr(bundles, "check_saved_model", lambda folder: None)
+    shutil.copytree(bundle / "faces" / "1", copies / "faces" / "4")  # renamed, and then the command was killed
+    card = copies / "faces" / "4" / "assets.extra" / "tfface.json"
+    files.write_json(card, {**json.loads(card.read_text()), "trained": files.sha256(small_run.trained_file)})
+    assert bundles.publish(small_run, copies, "faces").name == "4"
+    assert folders(copies / "faces") == ["1", "2", "3", "4"]
+    assert labels_of(copies) == {"stable": 4, "previous": 3}
+    write = bundles._write_configuration
+    monkeypatch.setattr(
+        bundles, "_write_configuration", lambda bundle, leaving=None: leaving and write(bundle, leaving)
+    )
+    bundles.roll_back(copies, wait=0)  # killed when version 4 had gone
+    assert labels_of(copies) == {"stable": 3}
+    monkeypatch.setattr(bundles, "_write_configuration", write)
+    assert bundles.roll_back(copies, wait=0).name == "3"
+    assert folders(copies / "faces") == ["1", "2", "3", "withdrawn-4"]
+    assert labels_of(copies) == {"stable": 3, "previous": 2}
+    assert bundles.roll_back(copies, wait=0).name == "2"
 
 
 def test_a_publication_that_fails_leaves_everything_as_it_was(copies, small_run, monkeypatch):

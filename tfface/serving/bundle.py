@@ -13,6 +13,7 @@ version that had to be named there would never be loaded. A label moves with the
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shlex
 import shutil
@@ -95,6 +96,9 @@ def publish(run: Run, bundle: str | Path, name: str = "") -> Path:
         staging = bundle / name / ".staging"
         for leftover in staging.parent.glob(".*staging*"):  # of a publication that was killed
             shutil.rmtree(leftover, ignore_errors=True)
+        if version := _not_yet_told(run, bundle, name):
+            _write_configuration(bundle)
+            return version
         try:
             export_saved_model(run, staging)
             _write_warm_up(staging, name, recipe.image_size)
@@ -136,7 +140,12 @@ def roll_back(bundle: str | Path, name: str = "", wait: float = 2 * CONFIG_POLL_
             f"Received: {name or 'no name'}."
         )
     with files.held(bundle, "--bundle"):
-        versions = _versions(bundle / name)
+        versions, withdrawn = _versions(bundle / name), _withdrawn(bundle / name)
+        # A roll-back that was killed when its version had gone: the same command must not take back another one.
+        gone = max(withdrawn, default=0) > versions[-1] and _labels(bundle, name) == {"stable": versions[-1]}
+        if gone and len(versions) > 1:
+            _write_configuration(bundle)
+            return bundle / name / str(versions[-1])
         if len(versions) < 2:
             raise UserError(
                 f"{name} in {bundle} has no version to go back to: it holds version {versions[0]} alone. Publish the "
@@ -259,6 +268,28 @@ def _write_configuration(bundle: Path, leaving: tuple[str, int] | None = None) -
     ):
         if not (bundle / file).exists():
             files.write_text(bundle / file, text)
+
+
+def _labels(bundle: Path, name: str) -> dict[str, int]:
+    """Labels of a model's versions as the server was told them last; none where it does not know the model."""
+    from google.protobuf import text_format
+    from tensorflow_serving.config import model_server_config_pb2
+
+    configuration, told = model_server_config_pb2.ModelServerConfig(), bundle / "models.config"
+    with contextlib.suppress(text_format.ParseError):  # it is written anew
+        text_format.Parse(told.read_text(encoding="utf-8", errors="replace") if told.exists() else "", configuration)
+    models = {model.name: dict(model.version_labels) for model in configuration.model_config_list.config}
+    return models.get(name, {})
+
+
+def _not_yet_told(run: Run, bundle: Path, name: str) -> Path | None:
+    """The newest version if it is this run's network, and its publication was killed before the server was told."""
+    for number in _versions(bundle / name)[-1:]:
+        card = bundle / name / str(number) / "assets.extra" / "tfface.json"
+        if number != _labels(bundle, name).get("stable") and card.exists() and run.trained_file.exists():
+            published = files.read_json(card, "The model's card").get("trained")
+            return card.parent.parent if published == files.sha256(run.trained_file) else None
+    return None
 
 
 def _compose() -> str:
