@@ -29,6 +29,25 @@ def test_a_training_that_diverges_is_said_in_one_line(monkeypatch, capsys):
     assert capsys.readouterr().err.startswith("tfface: Epoch 0 ended with NaN: the training diverged.")
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ('{"floatx": "float16"}', "floatx to float16. Expected float32"),
+        ('{"image_data_format": "channels_first"}', "image_data_format to channels_first. Expected channels_last"),
+        ('{"floatx": "float32", "backend": "jax"}', ""),
+        ("no json", ""),
+    ],
+)
+def test_settings_of_keras_that_change_every_network_are_said(settings, said, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    monkeypatch.setattr(commands, "list_weights", lambda names: None)
+    (tmp_path / "keras.json").write_text(settings)
+    assert cli.main(["weights"]) == (2 if said else 0)
+    (*_, line) = ["", *capsys.readouterr().err.splitlines()]
+    assert said in line
+    assert bool(said) == bool(line)
+
+
 def test_help_imports_nothing_heavy():
     script = (
         "import sys\nfrom tfface import cli\n"

@@ -6,12 +6,14 @@ import argparse
 import contextlib
 import importlib.util
 import io
+import json
 import logging
 import os
 import shlex
 import signal
 import sys
 import threading
+from pathlib import Path
 
 from tfface import __version__
 from tfface.errors import UserError
@@ -46,6 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     stopped = "stopped; run the same command again to go on" if options.verb in GO_ON else "stopped"
     try:
         with stop:
+            _check_keras_settings()
             return options.run(options) or 0
     except UserError as error:
         _tell(" ".join(str(error).split()))
@@ -73,6 +76,18 @@ def main(arguments: list[str] | None = None) -> int:
 def _tell(text: str) -> None:
     with contextlib.suppress(OSError):  # nobody reads that either
         print(f"tfface: {text}", file=sys.stderr)
+
+
+def _check_keras_settings() -> None:
+    """Refuse what keras.json may change of every network; read here, as Keras takes seconds to import."""
+    file = Path(os.path.expanduser(os.environ.get("KERAS_HOME", "~/.keras"))) / "keras.json"
+    try:
+        settings = json.loads(file.read_text())
+    except (OSError, ValueError):  # Keras goes without it, too
+        return
+    for name, needed in (("floatx", "float32"), ("image_data_format", "channels_last")):
+        if settings.get(name, needed) != needed:
+            raise UserError(f"{file} sets {name} to {settings[name]}. Expected {needed}: change it there.")
 
 
 class _Stop:
