@@ -1,3 +1,4 @@
+import base64
 import http.server
 import io
 import json
@@ -341,6 +342,22 @@ def test_only_crops_are_sent():
 def test_an_embedding_of_zeros_is_no_nan():
     face = client.served_face((1, 2, 3, 4), 0.9, {"embedding": np.zeros(4, "float32")})
     assert face.embedding.tolist() == [0, 0, 0, 0]
+
+
+def test_a_password_goes_to_the_proxy(monkeypatch):
+    asked = []
+
+    def refuse(request, timeout):
+        asked.append((request.full_url, request.get_header("Authorization")))
+        raise urllib.error.URLError("refused")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    with pytest.raises(UserError, match=r"answers at https://host:443 "):
+        client.connect("https://me:s%40fe@host:443", "faces").card()
+    assert asked == [("https://host:443/v1/models/faces:predict", "Basic " + base64.b64encode(b"me:s@fe").decode())]
+    with pytest.raises(UserError, match="Over gRPC no password is sent") as error:
+        client.connect("me:secret@host:8500")
+    assert "secret" not in str(error.value)
 
 
 def test_passwords_are_not_said():

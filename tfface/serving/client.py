@@ -44,14 +44,15 @@ def connect(
     """The server behind an address; nothing is sent yet.
 
     Args:
-        url: `http://host:8501` or `https://...` for REST; `host:8500` or `grpc://host:8500` for gRPC.
+        url: `http://host:8501` or `https://user:password@host` for REST; `host:8500` or `grpc://host:8500` for gRPC.
         name: name of the model.
         version: number of its version; None: the newest that is loaded.
         label: label of its version, such as "stable"; not together with `version`.
         timeout: seconds that an answer may take, > 0, at most a day.
 
     Raises:
-        UserError: an address of another kind, a version and a label, or a version or a timeout out of range.
+        UserError: an address of another kind, a password over gRPC, a version and a label, or a version or a timeout
+            out of range.
     """
     scheme, _, rest = url.rpartition("://")
     place = rest.rstrip("/")
@@ -73,6 +74,8 @@ def connect(
             f"The timeout must be more than 0 seconds and at most {LONGEST_TIMEOUT:g}. Received: {timeout:g}."
         )
     kind = Rest if scheme.startswith("http") else Grpc
+    if kind is Grpc and "@" in place:
+        raise UserError("Over gRPC no password is sent: name HOST:8500 alone, or ask by http:// or https://.")
     return kind(f"{scheme}://{place}" if kind is Rest else place, name, version, label, timeout)
 
 
@@ -187,14 +190,19 @@ class Rest(Server):
     """TensorFlow Serving's REST interface, in columns: every input and output one array."""
 
     def predict(self, signature, inputs):
+        scheme, _, place = self.address.partition("://")
+        login, _, host = place.rpartition("@")
+        headers = {"Content-Type": "application/json"}
+        if login:  # of a proxy before the server, which knows none
+            headers["Authorization"] = "Basic " + base64.b64encode(urllib.parse.unquote_to_bytes(login)).decode()
         label = urllib.parse.quote(self.label, safe="")
         part = f"/versions/{self.version}" if self.version is not None else f"/labels/{label}" * bool(label)
         request = urllib.request.Request(
-            f"{self.address}/v1/models/{urllib.parse.quote(self.name, safe='')}{part}:predict",
+            f"{scheme}://{host}/v1/models/{urllib.parse.quote(self.name, safe='')}{part}:predict",
             json.dumps(
                 {"signature_name": signature, "inputs": {key: _plain(value) for key, value in inputs.items()}}
             ).encode(),
-            {"Content-Type": "application/json"},
+            headers,
         )
         end = time.monotonic() + self.timeout
         try:
