@@ -65,6 +65,7 @@ def test_a_run_is_calibrated_and_no_label_changes(tiny_run, data_dir, tmp_path):
     assert not run.figures_file.exists()
     assert not list(run.folder.glob("predictions-*"))
     # a second time there is little left to do
+    run.calibration_file.unlink()  # as if the command had been killed before it was written
     again = calibrate(run.folder, data_dir)
     assert all(abs(value - 1) < 0.02 for value in again.values())
     products = {name: value * again[name] for name, value in temperatures.items()}
@@ -72,3 +73,6 @@ def test_a_run_is_calibrated_and_no_label_changes(tiny_run, data_dir, tmp_path):
     # An epoch that is kept after it, of a run that goes on, was not calibrated.
     run.save_trained(calibrated)
     assert not run.calibration_file.exists()
+    assert run.temperatures() == {}
+    files.write_json(run.calibration_file, temperatures)  # of a version before, which kept them there alone
+    assert run.temperatures() == temperatures

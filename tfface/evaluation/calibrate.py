@@ -118,8 +118,8 @@ def _calibrated(run: Run, recipe: Recipe, data_dir: str | Path | None, bfloat16:
     for name, temperature in temperatures.items():
         layer = part.get_layer(f"{name}_logits")
         layer.set_weights([weight / temperature for weight in layer.get_weights()])
-    record = run.calibration_file
-    before = files.read_json(record, "The run's calibration") if record.exists() else {}
-    run.save_trained(part)
-    files.write_json(record, {name: value * before.get(name, 1.0) for name, value in temperatures.items()})
+    before = run.temperatures()
+    products = {name: value * before.get(name, 1.0) for name, value in temperatures.items()}
+    run.save_trained(part, products)
+    files.write_json(run.calibration_file, products)
     return temperatures

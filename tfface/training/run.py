@@ -14,7 +14,7 @@ import json
 import platform
 import re
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import keras
@@ -144,12 +144,31 @@ class Run:
             return []
         return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
 
-    def save_trained(self, model: keras.Model) -> None:
-        """Write the trained part, aside and renamed. What is known of the one before is no longer the run's."""
+    def save_trained(self, model: keras.Model, temperatures: Mapping[str, float] | None = None) -> None:
+        """Write the trained part, aside and renamed. What is known of the one before is no longer the run's.
+
+        Args:
+            model: the trained part.
+            temperatures: what the logits of its heads were divided by, see `temperatures`; kept in the same file.
+        """
         with files.written_aside(self.trained_file) as aside:
             model.save(aside)
+            if temperatures:
+                with zipfile.ZipFile(aside, "a") as box:
+                    box.writestr(self.calibration_file.name, json.dumps(dict(temperatures)))
             for stale in (self.figures_file, self.calibration_file, *self.folder.glob("predictions-*.npz")):
                 stale.unlink(missing_ok=True)
+
+    def temperatures(self) -> dict[str, float]:
+        """Head -> what the logits of the trained network were divided by to calibrate it; those of other heads are 1.
+
+        They stand in the network's own file, and in calibration.json for people: a command may be killed between both.
+        """
+        with zipfile.ZipFile(self.trained_file) as box:
+            if self.calibration_file.name in box.namelist():
+                return json.loads(box.read(self.calibration_file.name))
+        # A version before kept them in calibration.json alone.
+        return files.read_json(self.calibration_file, "The run's calibration") if self.calibration_file.exists() else {}
 
     def save_state(self, model: keras.Model, history: list[dict]) -> None:
         """Write the whole state at an epoch's end, aside and renamed; last, as what it holds is not done again."""
