@@ -100,6 +100,15 @@ def test_rates_of_paper_3_grow_from_the_pixels_to_the_head():
     assert factors == pytest.approx([0.1, 0.1**0.5, 1.0])  # slice(1e-5, 1e-4)
 
 
+def test_layers_of_facenet_move_less_than_the_head_where_they_are_trained_further():
+    recipe = recipes.load("gender", "facenet")
+    layers = [keras.layers.Dense(2, name=name) for name in ("Conv2d_1a_3x3", "Mixed_6a_Branch_0", "label_logits")]
+    factors = recipe.optimizer(keras.Sequential([keras.Input((2,)), *layers]), 100).factors
+    assert list(factors.values()) == pytest.approx([0.01, 0.1, 1.0])
+    on_features = recipe.optimizer(keras.Sequential([keras.Input((2,)), layers[-1]]), 100)
+    assert on_features.factors == {"label_logits": 1.0}
+
+
 def test_weight_decay_of_paper_5_shrinks_weights_as_in_its_framework():
     recipe = recipes.load("occluded")
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="fc")])
@@ -194,3 +203,8 @@ def test_the_compact_network_from_fairface_alone_has_no_embedding():
 def test_values_out_of_range_are_named(setting):
     with pytest.raises(UserError, match=rf"^{setting.split('=')[0]} must be .*\. Received: "):
         recipes.load("arg", settings=[setting])
+
+
+def test_a_recipe_without_a_tiny_form_says_so():
+    with pytest.raises(UserError, match="has no tiny form"):
+        recipes.Recipe().tiny()

@@ -110,7 +110,10 @@ def _calibrated(run: Run, recipe: Recipe, data_dir: str | Path | None, bfloat16:
             right = batches.encode([task], truth)[task.name].argmax(axis=1)
             fitted.setdefault(head, []).append((outputs[head][known_here], right[known_here], groups))
     if not fitted:
-        raise UserError(f"{run.folder} has no head that is a softmax: there is nothing to calibrate.")
+        raise UserError(
+            f"{run.folder} has no head to calibrate: expected for a task T a Dense layer T_logits with a softmax T of "
+            "its own after it, as tfface.layers.task_heads makes them."
+        )
     temperatures = {}
     for name, parts in fitted.items():
         probabilities, right, (groups, *_) = zip(*parts, strict=True)

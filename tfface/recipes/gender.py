@@ -22,6 +22,9 @@ from tfface.models.resnet import resnet
 from tfface.optimizers import DiscriminativeAdam, OneCycle, discriminative_factors
 from tfface.recipes.recipe import Recipe
 
+STAGES = (("conv1", "conv2", "conv3", "Conv2d", "Block35"), ("conv4", "conv5", "Mixed", "Block17", "Block8"))
+"""How the names of the layers of the first and of the second third begin, in the ResNets and in FaceNet."""
+
 
 @dataclass(frozen=True)
 class Gender(Recipe):
@@ -63,7 +66,7 @@ class Gender(Recipe):
             "train_from": FEATURES,
             "random_crop": 1.0,
             "learning_rate": 3e-3,
-            "lowest_rate": 3e-3,
+            "lowest_rate": 3e-5,  # for FaceNet's own layers, where they are trained further
             "epochs": 10,
             "test_mirror": True,
         },
@@ -106,10 +109,7 @@ class Gender(Recipe):
     def optimizer(self, model, steps):
         """Adam by the one-cycle policy, each third of the network at a rate of its own (fastai's slice)."""
         names = [layer.name for layer in model.layers if layer.weights]
-        stem, middle = (
-            ([name for name in names if name.split("_")[0] in stages])
-            for stages in (("conv1", "conv2", "conv3"), ("conv4", "conv5"))
-        )
+        stem, middle = (([name for name in names if name.split("_")[0] in stages]) for stages in STAGES)
         head = [name for name in names if name not in stem + middle]
         groups = [group for group in (stem, middle, head) if group]
         factors = discriminative_factors(groups, self.lowest_rate, self.learning_rate)

@@ -205,8 +205,12 @@ class Recipe:
         return max(1, round(self.epochs * self.schedule_scale))
 
     def tiny(self) -> Recipe:
-        """The same recipe shrunk to seconds, for tests and the demo."""
-        raise NotImplementedError
+        """The same recipe shrunk to seconds, for tests and the demo.
+
+        Raises:
+            UserError: the recipe has no tiny form.
+        """
+        raise UserError(f"The recipe {self.name} has no tiny form. Leave --tiny out, or shrink it by --set.")
 
     def changed(self, **changes) -> Recipe:
         """A copy with other values.

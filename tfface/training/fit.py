@@ -331,8 +331,11 @@ def fit(
             carried = {"from": recipe.initial, "carried": ready.carried, "fresh": ready.fresh}
             files.write_json(run.folder / "carried.json", carried)
             if verbose:
-                fresh = ", ".join(ready.fresh) or "none"
-                print(f"{len(ready.carried)} layers start from {recipe.initial}, fresh: {fresh}.")
+                others = ", ".join(ready.fresh[:8]) + ", ..." * (len(ready.fresh) > 8) or "none"
+                print(
+                    f"{len(ready.carried)} layers start from {recipe.initial}, the {len(ready.fresh)} others as the "
+                    f"recipe makes them: {others}."
+                )
         history = across.together(lambda: run.restore_state(ready.model))
         across.same("the state of the run (all machines must see one folder)", history)
         first = len(history)
