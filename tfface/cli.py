@@ -452,6 +452,7 @@ def _verify(options):
         options.bfloat16,
         options.threshold,
         subtract_mean=options.subtract_mean,
+        split=options.split,
     )
 
 
@@ -880,6 +881,9 @@ def _verify_options(parser):
         default="lfw",
         help="lfw, occ_lfw, mask_lfw, lower_half (second image covered), a set with the configs pairs and images, or "
         "NAME/CONFIG with identities, of which pairs are drawn (default: lfw)",
+    )
+    parser.add_argument(
+        "--split", default="", help="of NAME/CONFIG: whose images pairs are drawn of (default: test, or validation)"
     )
     parser.add_argument(
         "--crop",

@@ -490,13 +490,15 @@ def verify(
     threshold: float | None = None,
     out: str | Path | None = None,
     subtract_mean: bool = False,
+    split: str = "",
 ) -> dict:
     """Measure an embedding model on pairs of faces, by LFW's protocol; print and write the figures and the ROC curve.
 
     Args:
         model: "facenet", "compact" (of the package), the folder of a run, or a `.keras` file; see
             `tfface.evaluation.embeddings.load_embedder`.
-        data: "lfw", "occ_lfw", "mask_lfw", "lower_half", or a prepared data set with the configs `pairs` and `images`.
+        data: "lfw", "occ_lfw", "mask_lfw", "lower_half", a prepared data set with the configs `pairs` and `images`, or
+            `name/config` of one with identities, of which pairs are drawn.
         data_dir: where it is prepared.
         crop: how the network gets its crop, see `load_embedder`; its own way if empty.
         mirror: add the embedding of the mirror image.
@@ -505,6 +507,7 @@ def verify(
             also with `subtract_mean`.
         out: folder of verification.json and roc.png; runs/verify/MODEL-DATA-CROP if None.
         subtract_mean: take the mean embedding of the other folds from all, see `centred_similarity`.
+        split: whose images pairs are drawn of; see `tfface.evaluation.embeddings.read_pairs`.
 
     Returns:
         What `verify_folds` gives, and what was measured.
@@ -525,19 +528,19 @@ def verify(
     embedder = load_embedder(
         str(SHIPPED / model) if of_package(model) else model, crop or ("whole" if "/" in data else "")
     )
-    pairs, first, second, notes = embed_pairs(embedder, data, data_dir, mirror, bfloat16)
+    pairs, first, second, notes = embed_pairs(embedder, data, data_dir, mirror, bfloat16, split)
     similarity, same = cosine_similarity(first, second), pairs["same"].astype(bool)
     judged = centred_similarity(first, second, pairs["fold"]) if subtract_mean else similarity
     result = verify_folds(judged, same, pairs["fold"])
     ways = {"mirror": mirror, "subtract_mean": subtract_mean, "bfloat16": bfloat16}
-    result |= {"model": model, "data": data, "crop": embedder.crop, **ways, "notes": notes}
+    result |= {"model": model, "data": data, "split": split, "crop": embedder.crop, **ways, "notes": notes}
     result["threshold"] = float(np.mean([fold["threshold"] for fold in result["folds"]]))
     if threshold is not None:
         result["at_threshold"] = {"threshold": threshold, "accuracy": float(np.mean((similarity >= threshold) == same))}
     further = [way.replace("_", "-") for way, taken in ways.items() if taken]
     place = Path(str(model).removesuffix(".keras"))
     parts = [part for part in place.parts if part not in ("/", "..")] or [place.resolve().name]
-    name = "-".join([*parts, data.replace("/", "-"), embedder.crop, *further])
+    name = "-".join([*parts, data.replace("/", "-"), *filter(None, [split]), embedder.crop, *further])
     folder = Path(out) if out else Path("runs") / "verify" / name
     files.write_json(folder / "verification.json", result)
     plots.save(plots.roc({f"{model}, {data}": result}), folder / "roc.png")
@@ -553,7 +556,11 @@ def verify(
         say(f"  accuracy at the threshold {threshold:.3f}: {result['at_threshold']['accuracy']:.4f}")
     for far, rate in result["tar"].items():
         low, high = rate["interval"]
-        say(f"  TAR at FAR {far}: {rate['value']:.4f}, 95 % interval {low:.4f} to {high:.4f}")
+        below, above = rate["far_interval"]
+        say(
+            f"  TAR at FAR {far}: {rate['value']:.4f}, 95 % interval {low:.4f} to {high:.4f}; threshold "
+            f"{rate['threshold']:.3f}, at which the FAR is {below:.4f} to {above:.4f}"
+        )
     say(f"{folder / 'verification.json'}")
     return result
 

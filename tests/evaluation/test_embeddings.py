@@ -22,7 +22,7 @@ from tfface.training.run import Run
 PEOPLE, SHOTS, FOLDS = 6, 3, 2
 
 
-def store(folder, config, features, examples):
+def store(folder, config, features, examples, split="test"):
     features = tfds.features.FeaturesDict(features)
     tfds.dataset_builders.store_as_tfds_dataset(
         name="people",
@@ -30,7 +30,7 @@ def store(folder, config, features, examples):
         config=config,
         data_dir=str(folder),
         split_datasets={
-            "test": tf.data.Dataset.from_generator(lambda: examples, output_signature=features.get_tensor_spec())
+            split: tf.data.Dataset.from_generator(lambda: examples, output_signature=features.get_tensor_spec())
         },
         features=features,
     )
@@ -48,6 +48,10 @@ def people(tmp_path_factory):
         for shot in range(SHOTS)
     ]
     store(folder, "images-five-point-centre", {"image": image, "key": text}, shots)
+    named = [{**shot, "identity": shot["key"][0]} for shot in shots]
+    features = {"image": image, "key": text, "identity": text}
+    store(folder, "own", features, named, split="train")
+    store(folder, "few", features, named[: 2 * SHOTS], split="validation")
     pairs = []
     for fold in range(FOLDS):
         members = range(fold, PEOPLE, FOLDS)
@@ -87,6 +91,22 @@ def test_verify_by_the_command(people, network, tmp_path, monkeypatch, capsys):
     (folder,) = (tmp_path / "runs" / "verify").glob("*-mirror-subtract-mean")
     assert json.loads((folder / "verification.json").read_text())["subtract_mean"]
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_pairs_are_drawn_of_the_split_that_is_named(people, network, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    command = ["verify", str(network), "--data-dir", str(people), "--data"]
+    assert cli.main([*command, "people/own", "--split", "train"]) == 0
+    assert json.loads(next((tmp_path / "runs").rglob("*own-train*/verification.json")).read_text())["split"] == "train"
+    assert "The network knows faces cut by --align five-point" in capsys.readouterr().out
+    assert cli.main([*command, "people/few"]) == 2
+    assert "The split validation of people/few/1.0.0 has 2 people" in capsys.readouterr().err
+    assert cli.main([*command, "people", "--split", "train"]) == 2
+    assert "leave it out" in capsys.readouterr().err
+    assert cli.main([*command, "people/other"]) == 2
+    assert (
+        "There are: people/few, people/images-five-point-centre, people/own, people/pairs." in capsys.readouterr().err
+    )
 
 
 def test_embeddings_come_from_the_cache_and_mirrors_hold_the_plain_ones(people, network, monkeypatch):

@@ -70,9 +70,20 @@ def test_rates_are_given_only_where_negatives_allow_them():
     similarity = rng.normal(size=6000) + 6 * same
     result = verify_folds(similarity, same, np.arange(6000) % 10)
     assert set(result["tar"]) == {"0.1", "0.01"}  # 0.001 of 3,000 is three pairs
-    assert result["tar"]["0.01"]["value"] > 0.99
+    at = result["tar"]["0.01"]
+    assert at["value"] > 0.99
+    accepted = np.mean(similarity[same == 0] >= at["threshold"])
+    assert 0.0095 < accepted <= 0.01
+    low, high = at["far_interval"]
+    assert 0.006 < low < accepted < high < 0.015
     assert result["auc"] > 0.999
     assert result["accuracy"] > 0.99
+
+
+def test_where_all_are_alike_no_threshold_keeps_to_a_rate():
+    result = verify_folds(np.full(400, 0.5), np.repeat([0, 1], 200), np.arange(400) % 2)
+    assert result["tar"]["0.1"]["value"] == 0
+    assert 0.5 < result["tar"]["0.1"]["threshold"] < 0.501
 
 
 def test_the_central_face_is_chosen():

@@ -197,9 +197,12 @@ def open_dataset(data: str, data_dir: str | Path | None = None) -> Builder:
     except (tfds.core.DatasetNotFoundError, FileNotFoundError, ValueError):
         prepared = False
     if not prepared:
+        name = data.partition("/")[0]
+        others = sorted(path.parts[-3] for path in data_folder(data_dir).glob(f"{name}/*/*/dataset_info.json"))
+        there = f" There are: {', '.join(f'{name}/{config}' for config in others)}." if others else ""
         raise UserError(
-            f"The data set {data} is not prepared in {data_folder(data_dir)}. Build it first: `{build_command(data)}`, "
-            "or name its place with --data-dir. `tfface doctor` lists what is prepared."
+            f"The data set {data} is not prepared in {data_folder(data_dir)}.{there} Build it first: "
+            f"`{build_command(data)}`, or name its place with --data-dir. `tfface doctor` lists what is prepared."
         )
     if builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD:
         raise UserError(

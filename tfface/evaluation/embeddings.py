@@ -113,7 +113,7 @@ def alignment_of(data: str) -> str:
     return "margin" if re.search(r"[/-]margin\b", data) else "five-point"
 
 
-def read_pairs(data: str, data_dir: str | Path | None, crop: str):
+def read_pairs(data: str, data_dir: str | Path | None, crop: str, split: str = ""):
     """The pairs of a data set, and the prepared sets that hold their first and their second images.
 
     Args:
@@ -121,13 +121,14 @@ def read_pairs(data: str, data_dir: str | Path | None, crop: str):
             and `images`; with the crop "whole" a prepared data set with identities, of which pairs are drawn.
         data_dir: where it is prepared.
         crop: one of `CROPS`.
+        split: whose images pairs are drawn of; "test", or "validation", or the first one, if empty.
 
     Returns:
         `(pairs, first, second)`: `pairs` holds `first_key`, `second_key`, `same` and `fold`; `first` and `second` are
         builders, the same one unless the second images are covered.
 
     Raises:
-        UserError: one of them is not prepared, or the crop is not one of such pairs.
+        UserError: one of them is not prepared, or the crop or the split is not one of such pairs.
     """
     if crop == "whole" and data in ("lfw", *HIDDEN):
         raise UserError(f"The pairs of {data} are photos, of which a network is shown the face: choose another --crop.")
@@ -137,7 +138,9 @@ def read_pairs(data: str, data_dir: str | Path | None, crop: str):
         )
     if crop == "whole":
         builder = pipeline.open_dataset(data, data_dir)
-        return _drawn(builder, pipeline.label_arrays(builder, _split(builder))), builder, builder
+        return _drawn(builder, split or _split(builder)), builder, builder
+    if split:
+        raise UserError(f"The pairs of {data} are given, and none is drawn. Received: --split {split}; leave it out.")
     name = "lfw_pairs" if data in ("lfw", *HIDDEN) else data
     prepared = pipeline.data_folder(data_dir) / name
     if name == data and prepared.is_dir() and not (prepared / "pairs").is_dir():
@@ -161,21 +164,34 @@ def _split(builder: pipeline.Builder) -> str:
     return next(name for name in ("test", "validation", *builder.info.splits) if name in builder.info.splits)
 
 
-def _drawn(builder: pipeline.Builder, labels: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def _drawn(builder: pipeline.Builder, split: str) -> dict[str, np.ndarray]:
+    labels = pipeline.label_arrays(builder, split)
     if "identity" not in labels:
-        raise UserError(f"{builder.info.full_name} does not say who is who: pairs need the feature identity.")
+        raise UserError(
+            f"{builder.info.full_name} does not say who is who: pairs need the feature identity. A folder of people, "
+            "one folder each, is built so by `tfface build casia_webface --manual-dir FOLDER`."
+        )
     people = defaultdict(list)
     for identity, key in zip(labels["identity"].tolist(), labels["key"], strict=True):
         people[str(identity)].append(str(key))
     people = {name: keys for name, keys in people.items() if len(keys) > 1}
     pairs = list(draw_pairs(people, IdentityConfig(name="pairs")))
     if len({pair["fold"] for pair in pairs}) < 2:
-        raise UserError(f"{builder.info.full_name} has {len(people)} people with two images or more: expected four.")
+        others = [name for name in builder.info.splits if name != split]
+        raise UserError(
+            f"The split {split} of {builder.info.full_name} has {len(people)} people with two images or more: expected "
+            f"four. The others, for --split: {', '.join(others) or 'none'}."
+        )
     return {name: np.array([pair[name] for pair in pairs]) for name in pairs[0]}
 
 
 def embed_pairs(
-    embedder: Embedder, data: str, data_dir: str | Path | None = None, mirror: bool = False, bfloat16: bool = False
+    embedder: Embedder,
+    data: str,
+    data_dir: str | Path | None = None,
+    mirror: bool = False,
+    bfloat16: bool = False,
+    split: str = "",
 ):
     """Embeddings of both images of every pair.
 
@@ -185,6 +201,7 @@ def embed_pairs(
         data_dir: where it is prepared.
         mirror: concatenate the embedding of the mirror image.
         bfloat16: compute the network in bfloat16.
+        split: see `read_pairs`.
 
     Returns:
         `(pairs, first, second, notes)`: `pairs` as `read_pairs` gives them; `first` and `second` `(pairs, width)`
@@ -193,16 +210,16 @@ def embed_pairs(
     Raises:
         UserError: a data set is not prepared, the pairs name images that it has not, or are of one fold or kind.
     """
-    pairs, *sets = read_pairs(data, data_dir, embedder.crop)
+    pairs, *sets = read_pairs(data, data_dir, embedder.crop, split)
     folds, kinds = (len(np.unique(pairs[name])) for name in ("fold", "same"))
     if folds < 2 or kinds < 2:
         raise UserError(
             f"LFW's protocol wants pairs of one person and of two, in two folds or more. Received: {data} with "
             f"{len(pairs['same'])} pairs, {'both kinds' if kinds > 1 else 'one kind'}, {folds} folds."
         )
-    sides, notes = [], []
+    sides, notes = [], _cut_otherwise(embedder.name, data) if embedder.crop == "whole" else []
     for side, builder in zip(("first", "second"), sets, strict=True):
-        keys, embeddings, without_face = embed_images(embedder, builder, mirror, bfloat16)
+        keys, embeddings, without_face = embed_images(embedder, builder, mirror, bfloat16, split)
         row_of = {key: row for row, key in enumerate(keys)}
         absent = sorted(set(pairs[f"{side}_key"]) - row_of.keys())
         if absent:
@@ -218,8 +235,22 @@ def embed_pairs(
     return pairs, *sides, notes
 
 
-def embed_images(embedder: Embedder, builder: pipeline.Builder, mirror: bool = False, bfloat16: bool = False):
-    """Embeddings of every image of a prepared data set, from the cache or computed and put there.
+def _cut_otherwise(model: str, data: str) -> list[str]:
+    """A line where a network may be shown other cuts of faces than it learnt: nothing else tells it from a poor one."""
+    learnt = Run(model).config()["data"]["name"] if Path(model).is_dir() else ""
+    align = "margin" if model == "facenet" else alignment_of(learnt)
+    if data in learnt or re.search(rf"[/-]{align}\b", data):
+        return []
+    return [
+        f"The network knows faces cut by --align {align}, and those of {data} are shown as they are: unless they are "
+        f"cut so, its figures are far too low. Build the set with --align {align}."
+    ]
+
+
+def embed_images(
+    embedder: Embedder, builder: pipeline.Builder, mirror: bool = False, bfloat16: bool = False, split: str = ""
+):
+    """Embeddings of every image of a split of a prepared data set, from the cache or computed and put there.
 
     Returns:
         `(keys, embeddings, without_face)`: names of the images, `(images, width)` float32, that of each view of length
@@ -228,7 +259,7 @@ def embed_images(embedder: Embedder, builder: pipeline.Builder, mirror: bool = F
     Raises:
         UserError: embeddings that point nowhere.
     """
-    split = _split(builder)
+    split = split or _split(builder)
     keys = pipeline.label_arrays(builder, split)["key"]
     digest = cache_digest(builder, split, embedder.model, embedder.crop, embedder.size, bfloat16)
     cache = files.home() / "embeddings" / f"{digest}-mirror.npz"  # holds the plain embeddings in its first half

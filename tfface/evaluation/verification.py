@@ -77,7 +77,7 @@ def verify_folds(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> 
 
     Reference: Huang et al., Labeled Faces in the Wild (2007), View 2. With 3,000 pairs of different people a false
     accept rate below 1e-3 rests on fewer than three pairs: the rates are given only where at least ten negatives
-    stand behind them, with a 95 % interval.
+    stand behind them, with 95 % intervals, as if pairs were independent, and the lowest threshold that keeps to them.
 
     Args:
         similarity: `(pairs,)`, higher is more alike; or `(folds, pairs)`, a row for each fold, see
@@ -86,8 +86,8 @@ def verify_folds(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> 
         fold: `(pairs,)` int, the fold of each pair.
 
     Returns:
-        `{"n", "accuracy", "deviation", "folds": [{"accuracy", "threshold", "n"}], "auc", "tar": {far: {...}}, "roc"}`;
-        deviation is the standard deviation over folds.
+        `{"n", "accuracy", "deviation", "folds": [{"accuracy", "threshold", "n"}], "auc", "tar": {far: {"value",
+        "interval", "threshold", "far_interval"}}, "roc"}`; deviation is the standard deviation over folds.
 
     Raises:
         ValueError: one fold, or pairs of one kind only.
@@ -109,15 +109,20 @@ def verify_folds(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> 
         folds.append({"accuracy": accuracy, "threshold": threshold, "n": int(held.sum())})
     accuracies = [row["accuracy"] for row in folds]
     # Every point for the rates: of what lies on one line, as equal scores do, scikit-learn leaves out the middle.
-    false_accepts, true_accepts, _ = roc_curve(same, similarity, drop_intermediate=False)
+    false_accepts, true_accepts, thresholds = roc_curve(same, similarity, drop_intermediate=False)
+    thresholds[0] = similarity.max() + 1e-6  # infinite: nobody is accepted
     negatives, positives = int((~same).sum()), int(same.sum())
     tar = {}
     for far in (0.1, 0.01, 0.001, 1e-4):
         if far * negatives < 10:
             continue
-        rate = float(true_accepts[np.searchsorted(false_accepts, far, side="right") - 1])
-        low, high = stats.binomtest(round(rate * positives), positives).proportion_ci(method="wilson")
-        tar[f"{far:g}"] = {"value": rate, "interval": [float(low), float(high)]}
+        at = np.searchsorted(false_accepts, far, side="right") - 1
+        tar[f"{far:g}"] = {
+            "value": float(true_accepts[at]),
+            "interval": _interval(true_accepts[at], positives),
+            "threshold": float(thresholds[at]),
+            "far_interval": _interval(false_accepts[at], negatives),
+        }
     curve = roc_curve(same, similarity)[:2]
     return {
         "n": len(same),
@@ -128,3 +133,8 @@ def verify_folds(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> 
         "tar": tar,
         "roc": [[float(x), float(y)] for x, y in zip(*curve, strict=True)],
     }
+
+
+def _interval(share: float, count: int) -> list[float]:
+    low, high = stats.binomtest(round(share * count), count).proportion_ci(method="wilson")
+    return [float(low), float(high)]
