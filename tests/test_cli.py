@@ -186,6 +186,20 @@ def test_the_demo_takes_any_folder(monkeypatch, tmp_path, capsys):
     assert "the demo stopped at `tfface weights fetch facenet`" in capsys.readouterr().err
 
 
+def test_progress_bars_leave_few_lines_in_a_file():
+    script = (
+        "import time\nfrom tfface import cli\n"
+        "def work(_):\n"
+        "    from tqdm import tqdm\n"
+        "    for _ in tqdm(range(20)): time.sleep(0.05)\n"
+        "cli.VERBS['doctor'] = ('work', work, cli._data_options, '')\n"
+        "cli.main(['doctor'])"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    assert b"20/20" in result.stderr
+    assert result.stderr.count(b"\r") <= 3
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_tensorflow_loads_in_silence_unless_it_fails(fails, tmp_path):
     failure = "raise ImportError('no')" if fails else ""

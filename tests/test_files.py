@@ -48,6 +48,26 @@ def test_a_folder_replaces_a_folder(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_what_a_link_leads_to_is_written(tmp_path):
+    (tmp_path / "disk" / "model").mkdir(parents=True)
+    for name in ("model", "new.json"):
+        (tmp_path / name).symlink_to(tmp_path / "disk" / name)
+    with files.written_aside(tmp_path / "model") as aside:
+        aside.mkdir()
+        (aside / "file").write_text("new")
+    files.write_text(tmp_path / "new.json", "new")
+    assert (tmp_path / "disk" / "model" / "file").read_text() == "new"
+    assert (tmp_path / "disk" / "new.json").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        "disk",
+        "file",
+        "model",
+        "model",
+        "new.json",
+        "new.json",
+    ]
+
+
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir])
 def test_two_that_write_one_file_at_once_write_each_their_own(make, tmp_path):
     with files.written_aside(tmp_path / "model") as one:

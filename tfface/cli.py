@@ -44,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     if quiet and "tensorflow" not in sys.modules and not isinstance(sys.meta_path[0], _QuietTensorFlow):
         sys.meta_path.insert(0, _QuietTensorFlow())
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    if not (sys.stderr and sys.stderr.isatty()):  # a file keeps every state of a progress bar
+        os.environ.setdefault("TQDM_MININTERVAL", "30")
     stop = _Stop()
     stopped = "stopped; run the same command again to go on" if options.verb in GO_ON else "stopped"
     try:

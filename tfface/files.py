@@ -69,7 +69,7 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; rename it to `path` when the block ends well, remove it when not.
 
     The block may make a file or a folder there. An existing target is replaced (a folder target is moved away first,
-    as a folder cannot be renamed over one that holds files).
+    as a folder cannot be renamed over one that holds files). Of a link, what it leads to is replaced.
 
     Raises:
         UserError: the disk is full, or nothing can be written there.
@@ -81,6 +81,8 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         raise UserError(f"{path} cannot be written: its name is longer than the 255 bytes that file systems take.")
     if path.exists() and not (path.is_file() or path.is_dir()):
         raise UserError(f"{path} is a pipe or a device, which a file would replace. Name a file.")
+    if path.is_symlink():
+        path = Path(os.path.realpath(path))
     name = path.name
     if len(os.fsencode(name)) > LONGEST_NAME:  # with what is added it would be longer than file systems take
         name = hashlib.blake2b(os.fsencode(name), digest_size=16).hexdigest()

@@ -1,5 +1,6 @@
 import copy
 import csv
+import errno
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from tfface.errors import UserError
 from tfface.faces import synthesize
 from tfface.faces.crops import Alignment
 from tfface.faces.photos import read_photo
+from tfface.serving import optimize
 from tfface.serving.predictor import SHIPPED, Predictor, find_model
 from tfface.training.run import Run
 
@@ -295,6 +297,20 @@ def test_an_export_replaces_a_saved_model_and_nothing_else(tiny_run, tmp_path):
     assert sorted(path.name for path in tiny_run.folder.iterdir()) == before
     with pytest.raises(UserError, match="--int8"):
         commands.export(tiny_run.folder, tmp_path / "x", data="synthetic_faces/small")
+
+
+def test_an_export_to_a_disk_that_takes_nothing_is_one_line(tiny_run, tmp_path, monkeypatch):
+    def refused(path, *_, **__):
+        if path != tmp_path:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    for place, name in ((optimize, "fold"), (optimize, "freeze"), (keras.export.ExportArchive, "add_endpoint")):
+        monkeypatch.setattr(
+            place, name, lambda network, *_: network
+        )  # what is written does not matter, and takes seconds
+    with pytest.raises(UserError, match="saved cannot be written: Read-only file system"):
+        commands.export(tiny_run.folder, tmp_path / "saved")
 
 
 def test_names_that_are_no_utf8(group, tmp_path):

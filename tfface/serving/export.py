@@ -102,6 +102,7 @@ def export_saved_model(run: Run, folder: str | Path, bfloat16: bool = False) -> 
         archive.add_endpoint("jpeg_embeddings", lambda jpeg: _embedding(forward(decoded(jpeg))), [jpeg])
     archive.add_endpoint("card", lambda query: {"card": tf.fill(tf.shape(query), json.dumps(card))}, [query])
     with files.written_aside(folder) as aside:
+        aside.mkdir()  # where that cannot be, TensorFlow's error is no OSError
         archive.write_out(str(aside), verbose=False)
         files.write_json(aside / "assets.extra" / "tfface.json", card)
     return Path(folder)
