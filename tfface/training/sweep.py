@@ -232,9 +232,8 @@ def _check_space(recipe: Recipe) -> None:
     for name in own.keys() & trial.distributions:
         kind = trial.distributions[name]
         try:
-            kind.to_internal_repr(
-                own[name]
-            )  # what lies beyond an end will do, but 0 has no place on a logarithmic scale
+            # What lies beyond an end will do, but 0 has no place on a logarithmic scale.
+            kind.to_internal_repr(own[name])
         except ValueError as error:
             raise UserError(
                 f"A sweep begins with the recipe as it stands, and searches {name} over {kind}. Received: "
