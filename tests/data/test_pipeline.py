@@ -102,6 +102,26 @@ def test_labels_are_read_anew_only_where_files_changed(prepared, monkeypatch):
     assert len(pipeline._labels) <= pipeline.LABELS_KEPT
 
 
+def test_names_of_images_are_text_of_any_language_and_no_two_alike(tmp_path):
+    features = tfds.features.FeaturesDict({"image": tfds.features.Image(), "key": tfds.features.Text()})
+    image = np.zeros((4, 4, 3), "uint8")
+    names = {"train": ["Jürgen.jpg", "顔.jpg"], "test": ["1.jpg", "1.jpg"]}
+    tfds.dataset_builders.store_as_tfds_dataset(
+        name="named",
+        version="1.0.0",
+        features=features,
+        split_datasets={
+            split: [(i, {"image": image, "key": name}) for i, name in enumerate(some)] for split, some in names.items()
+        },
+        data_dir=tmp_path,
+        disable_shuffling=True,
+    )
+    builder = pipeline.open_dataset("named", tmp_path)
+    assert pipeline.label_arrays(builder, "train")["key"].tolist() == names["train"]
+    with pytest.raises(UserError, match=r"named/1\.0\.0, whose split test has 1\.jpg 2 times"):
+        pipeline.label_arrays(builder, "test")
+
+
 def test_whole_files_pass(prepared):
     builder = pipeline.open_dataset("tiny_faces", prepared)
     for split in ("train", "validation", "test"):

@@ -84,6 +84,9 @@ def test_a_label_that_is_absent_is_said(colour, data_dir, tmp_path):
 def test_an_age_that_is_no_number_of_years_is_refused(age, said, colour, tmp_path):
     features = {"image": tfds.features.Image(), "gender": tfds.features.ClassLabel(names=GENDERS), "age": age}
     builder = SimpleNamespace(info=SimpleNamespace(full_name="own/1.0.0", features=features))
+    with pytest.raises(UserError, match=r"own/1\.0\.0 has no feature key"):
+        batches.require_labels(colour(), builder, "learns")
+    features["key"] = tfds.features.Text()
     with pytest.raises(UserError, match=f"learns age in whole years.*{said}"):
         batches.require_labels(colour(), builder, "learns")
 

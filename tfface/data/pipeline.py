@@ -350,7 +350,18 @@ def _read_labels(builder: Builder, split: str, images: tuple[str, ...]) -> dict[
     if not batches:
         raise UserError(f"The split {split} of {builder.info.full_name} is empty.")
     arrays = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
-    return {k: v.astype(str) if v.dtype == object else v for k, v in arrays.items()}
+    for name, values in arrays.items():
+        if values.dtype == object:
+            arrays[name] = np.char.decode(values.astype("S"), "utf-8", "backslashreplace")
+    if "key" in arrays:  # by which embeddings and predictions are found again
+        keys, counts = np.unique(arrays["key"], return_counts=True)
+        if len(keys) < len(arrays["key"]):
+            raise UserError(
+                f"Each image wants a key of its own. Received: {builder.info.full_name}, whose split {split} has "
+                f"{keys[counts.argmax()]} {counts.max()} times. Name each otherwise in its builder, such as by its "
+                "path, and build it again."
+            )
+    return arrays
 
 
 def label_digest(builder: Builder, split: str) -> str:

@@ -74,9 +74,14 @@ def require_labels(recipe: Recipe, builder: pipeline.Builder, verb: str) -> None
         verb: what the recipe does with it, for the message.
 
     Raises:
-        UserError: it does.
+        UserError: it does, or its images have no names.
     """
     held, classes = builder.info.features, pipeline.class_names(builder)
+    if "key" not in held:
+        raise UserError(
+            f"{builder.info.full_name} has no feature key, the name of each image. Give one in its builder, and build "
+            "it again."
+        )
     for task in recipe.tasks():
         if task.is_attribute and task.label not in held:
             raise UserError(
