@@ -152,6 +152,15 @@ def test_worst_mistakes():
         worst_mistakes(example(), "race")
 
 
+def test_what_was_thought_all_but_impossible_costs_more_the_less_it_was():
+    said = np.array([[1 - 1e-20, 1e-20], [1 - 1e-30, 1e-30], [0.5, 0.5]])
+    probabilities = {"gender": said.astype("float32")}
+    sure = example(truth={"gender": np.array([1, 1, 0]), "age": np.array([20, 31, 40])}, probabilities=probabilities)
+    assert [caption.split(", ")[2] for _, caption in worst_mistakes(sure, "gender")] == ["loss 69.08", "loss 46.05"]
+    figures = evaluate(sure)["tasks"]["gender"]
+    assert figures["negative_log_likelihood"] == pytest.approx((50 * np.log(10) + np.log(2)) / 3)
+
+
 def test_saved_and_loaded(tmp_path):
     written = example().save(tmp_path / "predictions.npz")
     assert [path.name for path in tmp_path.iterdir()] == ["predictions.npz"]
@@ -235,7 +244,7 @@ def test_classes_are_those_of_the_network_by_their_names(monkeypatch):
     def predicted(*names, output="label"):
         data = {
             "open_dataset": lambda *_: SimpleNamespace(
-                info=SimpleNamespace(full_name="other/1.0.0", features={"label"})
+                info=SimpleNamespace(full_name="other/1.0.0", features={"key", "label"})
             ),
             "class_names": lambda _: {"label": names},
             "label_arrays": lambda *_: {"key": np.array(["a", "b", "c"]), "label": np.array([0, 0, 1])},

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy import stats
-from sklearn.metrics import brier_score_loss, confusion_matrix, log_loss, precision_recall_fscore_support
+from sklearn.metrics import brier_score_loss, confusion_matrix, precision_recall_fscore_support
 
 from tfface.errors import UserError
 from tfface.files import written_aside
@@ -267,7 +267,7 @@ def classification(truth, probabilities, classes, ordered: bool = False) -> dict
         "majority": float(count.max() / n),
         "balanced_accuracy": float(recall[present].mean()),
         "macro_f1": float(f1[present].mean()),
-        "negative_log_likelihood": float(log_loss(truth, probabilities, labels=indices)),
+        "negative_log_likelihood": float(_surprise(truth, probabilities).mean()),
         "brier": float(brier_score_loss(one_hot, probabilities, scale_by_half=False)),
         "per_class": [
             {
@@ -287,6 +287,12 @@ def classification(truth, probabilities, classes, ordered: bool = False) -> dict
     if ordered:
         metrics["one_off"] = proportion((np.abs(predicted - truth) <= 1).sum(), n)
     return metrics
+
+
+def _surprise(truth: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Cross-entropy of each example, nats, `(n,)`; that of 0 as of the least number that float32, an output, knows."""
+    right = np.take_along_axis(probabilities, truth[:, None], axis=1)[:, 0]
+    return -np.log(np.maximum(right, np.finfo("float32").tiny))
 
 
 def _number(value) -> float | None:
@@ -437,7 +443,7 @@ def worst_mistakes(predictions: Predictions, task: str, count: int = 24) -> list
         names = np.asarray(predictions.classes[task])
         probabilities = np.asarray(predictions.probabilities[task], dtype=np.float64)
         indices = probabilities.argmax(axis=1)
-        loss = -np.log(np.maximum(np.take_along_axis(probabilities, truth[:, None], axis=1)[:, 0], 1e-12))
+        loss = _surprise(truth, probabilities)
         wrong, truth, said = indices != truth, names[truth], names[indices]
         words = "true {truth}, said {said}, loss {loss:.2f}, {key}".format
     order = [int(i) for i in np.argsort(-loss, kind="stable") if wrong[i]][:count]
