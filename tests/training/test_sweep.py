@@ -253,6 +253,8 @@ def test_bad_input_is_said_in_a_line(data_dir, tmp_path, trained, monkeypatch):
         sweep(Recipe(data="shades"), tmp_path / "sweep", 1, data_dir)
     with pytest.raises(UserError, match=r"searches race_weight over .*low=0\.03.* Received: race_weight=0\.0"):
         sweep(RECIPES["arg"](race_weight=0.0), tmp_path / "sweep", 1, data_dir)
+    with pytest.raises(UserError, match=r"gender as it stands leaves nothing to search: .*low=0\.2, high=0\.1"):
+        sweep(RECIPES["gender"](lowest_rate=0.2), tmp_path / "sweep", 1, data_dir)
     assert not (tmp_path / "sweep").exists()
     sweep(Shade(), tmp_path / "sweep", 1, data_dir)
     with pytest.raises(UserError, match="epochs was 2, is 3"):

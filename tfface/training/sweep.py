@@ -227,7 +227,10 @@ def _check_space(recipe: Recipe) -> None:
         UserError: the recipe has no search space, or a field that is searched has a value that cannot be there.
     """
     trial = optuna.create_study().ask()
-    recipe.search_space(trial)
+    try:
+        recipe.search_space(trial)
+    except ValueError as error:  # an end of a range is a field of the recipe
+        raise UserError(f"The recipe {recipe.name} as it stands leaves nothing to search: {error}") from error
     own = _own_values(recipe)
     for name in own.keys() & trial.distributions:
         kind = trial.distributions[name]
