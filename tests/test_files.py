@@ -68,6 +68,27 @@ def test_what_a_link_leads_to_is_written(tmp_path):
     ]
 
 
+def test_what_killed_commands_left_is_removed_once_it_is_old(tmp_path):
+    place = tmp_path / "model[1].keras"
+    for make in (Path.touch, Path.mkdir):
+        with files.written_aside(place) as aside:
+            aside.touch()
+        make(aside)  # as if the command had been killed before it was renamed
+    place.unlink()
+    kept = [tmp_path / ".model[1].keras.json", tmp_path / ".model.keras.0123456789ab.part.keras"]
+    for path in kept:
+        path.touch()
+    left = sorted(set(tmp_path.iterdir()) - set(kept))
+    assert len(left) == 2
+    files.remove_leftovers(place)
+    assert all(path.exists() for path in left)  # another process may be writing them
+    os.utime(left[0], (0, 0))
+    files.remove_leftovers(place)
+    assert sorted(tmp_path.iterdir()) == sorted([*kept, left[1]])
+    files.remove_leftovers(place, age=0)
+    assert sorted(tmp_path.iterdir()) == sorted(kept)
+
+
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir])
 def test_two_that_write_one_file_at_once_write_each_their_own(make, tmp_path):
     with files.written_aside(tmp_path / "model") as one:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
 import hashlib
 import json
 import os
 import shutil
 import sys
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -118,6 +120,21 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         else:
             with contextlib.suppress(OSError):  # nor could it be made
                 aside.unlink()
+
+
+def remove_leftovers(path: str | Path, age: float = 86_400.0) -> None:
+    """Remove what commands that were killed while they wrote `path` aside left beside it, which nobody else would.
+
+    Args:
+        path: the file or folder, as `written_aside` was given it.
+        age: seconds since it was written to; 0 only where no other process can be writing it now.
+    """
+    path = Path(os.path.realpath(path))
+    for kind in (f"part{path.suffix}", "old"):
+        for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 12}.{glob.escape(kind)}"):
+            with contextlib.suppress(OSError):  # another process removes it, too
+                if time.time() - leftover.stat().st_mtime >= age:
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
 
 @contextlib.contextmanager

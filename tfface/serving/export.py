@@ -105,7 +105,8 @@ def export_saved_model(run: Run, folder: str | Path, bfloat16: bool = False) -> 
         aside.mkdir()  # where that cannot be, TensorFlow's error is no OSError
         archive.write_out(str(aside), verbose=False)
         files.write_json(aside / "assets.extra" / "tfface.json", card)
-    return Path(folder)
+    files.remove_leftovers(folder)
+    return folder
 
 
 def image_spec(recipe: Recipe, batch: int | None = None) -> tf.TensorSpec:

@@ -71,6 +71,7 @@ def export_litert(run: Run, file: str | Path, calibration: np.ndarray | None = N
         if calibration is None:
             export.require_parity(network, recipe, load_litert(aside), str(file), TOLERANCE)
     files.write_json(f"{file}.json", card)
+    files.remove_leftovers(file)
     return Path(file)
 
 

@@ -53,6 +53,7 @@ def export_onnx(run: Run, file: str | Path) -> Path:
     with files.written_aside(file) as aside:
         onnx.save(model, str(aside))
         export.require_parity(network, recipe, load_onnx(aside), str(file), TOLERANCE)
+    files.remove_leftovers(file)
     return Path(file)
 
 

@@ -327,6 +327,8 @@ def fit(
     with files.held(run.folder, "--out") if across.first else contextlib.nullcontext():
         if across.first:
             run.begin(recipe, data, where)
+            for file in (run.state_file, run.trained_file):  # written by whoever holds the folder alone
+                files.remove_leftovers(file, age=0)
         if recipe.initial and across.first:
             carried = {"from": recipe.initial, "carried": ready.carried, "fresh": ready.fresh}
             files.write_json(run.folder / "carried.json", carried)
