@@ -339,6 +339,14 @@ def test_only_crops_are_sent():
         assert "(n, height, width, 3)" in str(error.value)
 
 
+@pytest.mark.parametrize("recipe", [{"recipe": "none"}, {"recipe": "gender", "later": 1}, {"recipe": ["gender"]}])
+def test_a_model_of_a_later_version_is_said(recipe):
+    server = client.connect("host:8500")
+    server.card = lambda: {"recipe": recipe, "landmarks": [[0.5, 0.5]] * 5}
+    with pytest.raises(UserError, match="Install the version that published it"):
+        client.RemotePredictor(server)
+
+
 def test_an_embedding_of_zeros_is_no_nan():
     face = client.served_face((1, 2, 3, 4), 0.9, {"embedding": np.zeros(4, "float32")})
     assert face.embedding.tolist() == [0, 0, 0, 0]

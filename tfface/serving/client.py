@@ -379,12 +379,14 @@ class RemotePredictor(Predictor):
             )
         if np.shape(self.landmarks) != (5, 2):
             raise server.strange("card", "its landmarks are not five points")
-        if card["recipe"]["recipe"] not in RECIPES:
+        recipe = card["recipe"]["recipe"]
+        try:
+            self.recipe = RECIPES[recipe].from_json(card["recipe"])
+        except (LookupError, TypeError, ValueError, UserError) as error:  # no such recipe, or none with such fields
             raise UserError(
-                f"The {server.wanted()} at {server.shown} is of the recipe {card['recipe']['recipe']}, which this "
-                "version of tfface has not. Install the version that published it."
-            )
-        self.recipe = RECIPES[card["recipe"]["recipe"]].from_json(card["recipe"])
+                f"The {server.wanted()} at {server.shown} is of a recipe {recipe} that this version of tfface does not "
+                "know. Install the version that published it."
+            ) from error
         self.detector = face_detector(detector)
 
     def predict_crops(self, crops: np.ndarray) -> dict[str, np.ndarray]:
