@@ -229,7 +229,7 @@ STALLS, CUT = 100, 99
         (200, [b'{"out'], STALLS, "did not answer within 0.5 s"),
         (503, [b'{"err'], STALLS, "did not answer within 0.5 s"),
         (200, [b'{"out'], CUT, "does not speak its REST"),
-        (503, [b'{"err'], CUT, "HTTP 503"),
+        (503, [b'{"err'], CUT, "HTTP 503 Service Unavailable"),
     ],
 )
 def test_answers_that_trickle_stall_or_are_cut(answers, status, parts, length, said):
@@ -350,6 +350,19 @@ def test_a_model_of_a_later_version_is_said(recipe):
 def test_an_embedding_of_zeros_is_no_nan():
     face = client.served_face((1, 2, 3, 4), 0.9, {"embedding": np.zeros(4, "float32")})
     assert face.embedding.tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("status", "where", "headers"),
+    [(308, "http://host/v1/models/faces:predict", {"Location": "https://host/"}), (400, "https://host/", {})],
+)
+def test_an_address_that_sends_on_is_said(status, where, headers, monkeypatch):
+    def sends_on(request, timeout):
+        raise urllib.error.HTTPError(where, status, "", headers, io.BytesIO(b'{"error": "Malformed request: GET"}'))
+
+    monkeypatch.setattr(urllib.request, "urlopen", sends_on)
+    with pytest.raises(UserError, match=r"No TensorFlow Serving answers at http://host \(it sends on to https://host/"):
+        client.connect("http://host", "faces").card()
 
 
 def test_a_password_goes_to_the_proxy(monkeypatch):

@@ -176,7 +176,10 @@ class Server:
     def _refused(self, signature: str, missing: bool, said: str) -> UserError:
         said = " ".join(said.split())
         if missing:
-            return UserError(f"{self.shown} has no {self.wanted()}; name another with --name. It said: {said}")
+            return UserError(
+                f"{self.shown} has no {self.wanted()}, or has not loaded it yet; name another with --name. "
+                f"It said: {said}"
+            )
         # Names of nodes in other refusals hold the word too.
         if re.search(r"signature (key|name)|match signature", said, re.IGNORECASE):
             return UserError(
@@ -192,9 +195,6 @@ class Rest(Server):
     def predict(self, signature, inputs):
         scheme, _, place = self.address.partition("://")
         login, _, host = place.rpartition("@")
-        headers = {"Content-Type": "application/json"}
-        if login:  # of a proxy before the server, which knows none
-            headers["Authorization"] = "Basic " + base64.b64encode(urllib.parse.unquote_to_bytes(login)).decode()
         label = urllib.parse.quote(self.label, safe="")
         part = f"/versions/{self.version}" if self.version is not None else f"/labels/{label}" * bool(label)
         request = urllib.request.Request(
@@ -202,19 +202,25 @@ class Rest(Server):
             json.dumps(
                 {"signature_name": signature, "inputs": {key: _plain(value) for key, value in inputs.items()}}
             ).encode(),
-            headers,
+            {"Content-Type": "application/json"},
         )
+        if login:  # of a proxy before the server, which knows none; not for where it may send us on to
+            basic = base64.b64encode(urllib.parse.unquote_to_bytes(login)).decode()
+            request.add_unredirected_header("Authorization", f"Basic {basic}")
         end = time.monotonic() + self.timeout
         try:
             with urllib.request.urlopen(request, timeout=self.timeout) as answer:
                 outputs = json.loads(_read_until(answer, end))["outputs"]
         except urllib.error.HTTPError as error:
+            # The standard library follows some, and asks by GET there.
+            if elsewhere := error.headers.get("Location") or (error.url != request.full_url and error.url):
+                raise self._absent(f"it sends on to {without_password(elsewhere)}") from error
             try:
                 said = str(json.loads(_read_until(error, end))["error"])
             except TimeoutError as late:
                 raise self._late() from late
             except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
-                raise self._absent(f"HTTP {error.code}, not TensorFlow Serving's words") from error
+                raise self._absent(f"HTTP {error.code} {error.reason}, not TensorFlow Serving's words") from error
             if error.code == 504:
                 raise self._late() from error
             raise self._refused(signature, error.code == 404, said) from error
