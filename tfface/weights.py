@@ -7,6 +7,7 @@ verifies that too. No code of the package is run.
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import os
 import shutil
@@ -170,10 +171,10 @@ def _pip_settings() -> dict[str, str]:
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     )
     settings = {}
-    # `pip config list` prints the environment before the files: the first value of a key wins.
+    # `pip config list` prints the environment before the files, values as Python would: the first of a key wins.
     for line in result.stdout.splitlines():
         key, _, value = line.partition("=")
-        settings.setdefault(key.rpartition(".")[2], value.strip("'\""))
+        settings.setdefault(key.rpartition(".")[2], ast.literal_eval(value))
     return settings
 
 
