@@ -320,8 +320,8 @@ def _versions(model: Path) -> list[int]:
 
 
 def _numbers(model: Path) -> list[int]:
-    """Numbers of the folders of a model, rising, whatever they hold."""
-    return sorted(int(path.name) for path in model.glob("*/") if path.name.isdecimal())
+    """Numbers that are names in a model's folder, rising, whatever they name."""
+    return sorted(int(path.name) for path in model.glob("*") if path.name.isdecimal())
 
 
 def _withdrawn(model: Path) -> list[int]:
