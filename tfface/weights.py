@@ -173,8 +173,9 @@ def _pip_settings() -> dict[str, str]:
     settings = {}
     # `pip config list` prints the environment before the files, values as Python would: the first of a key wins.
     for line in result.stdout.splitlines():
-        key, _, value = line.partition("=")
-        settings.setdefault(key.rpartition(".")[2], ast.literal_eval(value))
+        key, assigned, value = line.partition("=")
+        if assigned:
+            settings.setdefault(key.rpartition(".")[2], ast.literal_eval(value))
     return settings
 
 
