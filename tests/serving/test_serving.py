@@ -178,6 +178,8 @@ def test_predict_goes_on_after_broken_photos(tiny_run, group, tmp_path, capsys):
     assert said.out.count("group.png: ") == 1  # the answer stands on the terminal too
     (picture,) = to.rglob("group.png-faces.jpg")
     assert Image.open(picture).size == Image.open(group[0]).size
+    assert cli.main(["predict", words[1], "--out", "csv", "--to", str(tmp_path / "none")]) == 1
+    assert (tmp_path / "none" / "predictions.csv").read_text().splitlines() == ["photo,x0,y0,x1,y1,score"]
 
 
 def test_predict_takes_the_compact_network_where_none_is_named(group, tmp_path):

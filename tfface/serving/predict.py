@@ -80,7 +80,7 @@ def predict_photos(
         if "json" in out:
             writers.append(_json_writer(stack.enter_context(_text_aside(to / "predictions.json")), stack, embeddings))
         if "csv" in out:
-            writers.append(_csv_writer(stack.enter_context(_text_aside(to / "predictions.csv"))))
+            writers.append(_csv_writer(stack.enter_context(_text_aside(to / "predictions.csv")), stack))
         for group in in_groups(readable(bar), PHOTOS_AT_ONCE):
             for (path, photo), faces in zip(group, predictor([photo for _, photo in group]), strict=True):
                 faces_found += len(faces)
@@ -135,8 +135,10 @@ def _json_writer(stream, stack, embeddings):
     return write
 
 
-def _csv_writer(stream):
+def _csv_writer(stream, stack):
     table = None
+    # Where there was no face the columns of a face are not known; a table without any is none to who reads it.
+    stack.callback(lambda: table or csv.writer(stream).writerow(("photo", "x0", "y0", "x1", "y1", "score")))
 
     def write(path, faces):
         nonlocal table
