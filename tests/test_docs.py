@@ -25,6 +25,7 @@ PAGES = {
 OWN_TESTS = {
     "docs/pruning.md": "tests/pruning/test_docs.py",
     "docs/learning_rates.md": "tests/training/test_lr_docs.py",
+    "docs/own_training.md": "tests/training/test_own_training_docs.py",
     "docs/tutorials/own_folders.md": "tests/test_tutorials.py",
     "docs/tutorials/prune_your_model.md": "tests/test_tutorials.py",
 }

@@ -21,6 +21,8 @@ ELSEWHERE = {
     "tfface lr-find gender": "minutes; at tiny size in tests/training",
     "tfface reproduce gender --data": "wants a GPU; at tiny size in tests/recipes",
     "tfface export": "tests/serving",
+    "tfface train gender": "minutes; at tiny size in tests/training",
+    "tfface evaluate runs/finetuned": "what that would have trained",
 }
 """Beginnings of commands that are not run here, and why."""
 
@@ -39,7 +41,11 @@ def follow(page: str, folder: Path) -> None:
         else:
             command = found["command"]
             if not command.startswith(tuple(ELSEWHERE)):
-                prepared = ["--data-dir", str(folder / "prepared")] if " image_folder/" in command else []
+                prepared = (
+                    ["--data-dir", str(folder / "prepared")]
+                    if re.search(r" image_folder/|calibrate|evaluate", command)
+                    else []
+                )
                 assert cli.main([*shlex.split(command)[1:], *prepared]) == 0, command
 
 

@@ -82,7 +82,8 @@ class Run:
         if values.get("recipe") not in RECIPES:
             raise UserError(
                 f"{self.config_file} names the recipe {values.get('recipe')}, which this version has not. "
-                f"Expected one of: {', '.join(RECIPES)}."
+                f"Expected one of: {', '.join(RECIPES)}. Of a recipe of your own, run the verb by its file, `python "
+                "FILE.py VERB ...` (docs/own_training.md)."
             )
         return RECIPES[values["recipe"]].from_json(values)
 
