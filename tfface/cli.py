@@ -626,7 +626,7 @@ def _reproduce_options(parser):
 
 def _evaluate_options(parser):
     _run_option(parser)
-    parser.add_argument("--split", default="test", help="split of the data set (default: test)")
+    parser.add_argument("--split", default="test", help="split of the data set, or several: train+test (default: test)")
     parser.add_argument("--data", default="", help="another prepared data set with the same labels")
     parser.add_argument(
         "--without-near-copies",
@@ -885,7 +885,9 @@ def _verify_options(parser):
         "NAME/CONFIG with identities, of which pairs are drawn (default: lfw)",
     )
     parser.add_argument(
-        "--split", default="", help="of NAME/CONFIG: whose images pairs are drawn of (default: test, or validation)"
+        "--split",
+        default="",
+        help="of NAME/CONFIG: whose images are paired, or several: train+validation (default: test, or validation)",
     )
     parser.add_argument(
         "--crop",

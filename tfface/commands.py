@@ -200,7 +200,7 @@ def evaluate(
     if not near_copies:
         from tfface.data.near_copies import near_others, split_hashes
 
-        others = [name for name in builder.info.splits if name != split.partition("[")[0]]
+        others = [name for name in builder.info.splits if name not in pipeline.split_names(split)]
         if not others:
             raise UserError(f"{builder.info.full_name} has no other split that could hold near copies of {split}.")
         others = np.concatenate([split_hashes(builder, name) for name in others])

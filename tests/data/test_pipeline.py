@@ -124,8 +124,22 @@ def test_names_of_images_are_text_of_any_language_and_no_two_alike(tmp_path):
 
 def test_whole_files_pass(prepared):
     builder = pipeline.open_dataset("tiny_faces", prepared)
-    for split in ("train", "validation", "test"):
+    for split in ("train", "validation", "test", "train+test"):
         pipeline.check_shards(builder, split)
+
+
+def test_several_splits_are_read_as_one(prepared):
+    builder = pipeline.open_dataset("tiny_faces", prepared)
+    together = [row["gender"] for row in pipeline.examples(builder, "train+test[:6]").as_numpy_iterator()]
+    assert len(together) == pipeline.num_examples(builder, "train+test[:6]") == 30
+    np.testing.assert_array_equal(pipeline.label_arrays(builder, "train+test[:6]")["gender"], together)
+    assert pipeline.fingerprint(builder, "train+test") != pipeline.fingerprint(builder, "train")
+    with pytest.raises(UserError, match=r"no split train\+tset\."):
+        pipeline.examples(builder, "train+tset")
+    path = shard(prepared, "test")
+    path.write_bytes(cut_in_a_record(path.read_bytes()))
+    with pytest.raises(UserError, match=path.name):
+        pipeline.check_shards(builder, "train+test")
 
 
 def test_training_says_it_in_one_line(prepared, tmp_path, capsys):

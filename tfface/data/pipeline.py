@@ -274,9 +274,14 @@ def fingerprint(builder: Builder, split: str) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
+def split_names(split: str) -> set[str]:
+    """The splits of which "test", a part of one, "test[:1000]", or several together, "train+test", are made."""
+    return {part.partition("[")[0] for part in split.split("+")}
+
+
 def _check_split(builder: Builder, split: str) -> None:
     whole = builder.info.splits
-    if split.partition("[")[0] not in whole:
+    if not whole.keys() >= split_names(split) or (isinstance(builder, Combined) and "+" in split):
         raise UserError(f"{builder.info.full_name} has no split {split}. Expected one of: {', '.join(whole)}.")
     if isinstance(builder, Combined):
         return
@@ -294,6 +299,7 @@ def examples(builder: Builder, split: str, images: tuple[str, ...] = ("image",))
     """Examples of a split in their fixed order, images still encoded (`image` is a string of JPEG or PNG bytes).
 
     A part of a split is named as in TFDS, "train[:50%]": the order is by a hash of the keys, so parts are random.
+    Several splits are joined by "+", but for data sets that are joined themselves.
     """
     _check_split(builder, split)
     if isinstance(builder, Combined):
@@ -386,8 +392,8 @@ def check_shards(builder: Builder, split: str) -> None:
         for part in builder.parts:
             check_shards(part, split)
         return
-    info = builder.info.splits[split.partition("[")[0]]
-    for path, expected in zip(info.filepaths, info.shard_lengths, strict=True):
+    infos = [builder.info.splits[name] for name in sorted(split_names(split))]
+    for path, expected in [row for info in infos for row in zip(info.filepaths, info.shard_lengths, strict=True)]:
         try:
             count = tf.data.TFRecordDataset(str(path)).reduce(np.int64(0), lambda n, _: n + 1).numpy()
             reason = "" if count == expected else f"it holds {count} of its {expected} records"
