@@ -172,6 +172,14 @@ def test_a_report_of_other_figures_replaces_an_earlier_one(tmp_path):
     ]
 
 
+def test_no_table_of_gaps_stands_where_all_groups_are_too_small(predictions, tmp_path):
+    few = predictions.chosen(np.arange(len(predictions.key)) < 20)
+    metrics = {"test": evaluate(few) | {"groups": by_group(few)}}
+    page = write_report(tmp_path, title="Few", metrics=metrics)["markdown"].read_text()
+    assert "All figures by gender" in page
+    assert "Gap: the worst group" not in page
+
+
 def test_metrics_of_one_split_need_no_name(predictions, tmp_path):
     one_task = {"n": 400, "tasks": {"gender": evaluate(predictions)["tasks"]["gender"]}}
     paths = write_report(tmp_path, title="Gender", metrics=one_task)

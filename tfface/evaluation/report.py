@@ -346,7 +346,7 @@ def _groups_section(groups: Mapping) -> Section:
             partial(plots.groups, groups),
             size="wide",
         ),
-        _gaps_table(groups, [name for name in groups["by"] if " x " not in name]),
+        *_gaps_table(groups, [name for name in groups["by"] if " x " not in name]),
     ]
     deepest = list(groups["by"])[-1] if groups["by"] else ""
     if deepest.count(" x ") == 2:
@@ -362,7 +362,7 @@ def _groups_section(groups: Mapping) -> Section:
             if key.endswith(("_accuracy", "_mae"))
         ]
     if crossed := [name for name in groups["by"] if " x " in name]:
-        blocks.append(_gaps_table(groups, crossed, folded=True))
+        blocks += _gaps_table(groups, crossed, folded=True)
     blocks += [_groups_table(name, result, figures) for name, result in groups["by"].items()]
     return Section("Groups", blocks)
 
@@ -371,7 +371,8 @@ def _digits(about: Mapping) -> int:
     return 3 if about["better"] == "high" else 2
 
 
-def _gaps_table(groups: Mapping, names: Sequence[str], folded: bool = False) -> Table:
+def _gaps_table(groups: Mapping, names: Sequence[str], folded: bool = False) -> list[Table]:
+    """None where fewer than two groups are large enough."""
     rows = [
         (
             about["title"],
@@ -392,7 +393,7 @@ def _gaps_table(groups: Mapping, names: Sequence[str], folded: bool = False) -> 
             "comes out too large rather than too small."
         )
     head = ("figure", "between groups of", "gap", "95 % interval", "worst", "best")
-    return Table(head, rows, caption, text_columns=(0, 1, 4, 5), folded=folded)
+    return [Table(head, rows, caption, text_columns=(0, 1, 4, 5), folded=folded)] if rows else []
 
 
 def _groups_table(name: str, result: Mapping, figures: Mapping) -> Table:
