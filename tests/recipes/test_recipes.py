@@ -81,7 +81,7 @@ def test_a_recipe_refuses_labels_that_it_does_not_learn():
     classes = {"gender": ("Male", "Female"), "race": ("A", "B")}
     with pytest.raises(UserError, match=r"race with 5 classes\. Received: a data set with 2 \(A, B\)"):
         recipes.load("arg").adapted(classes)
-    with pytest.raises(UserError, match=r"age_group with 9 classes.*none"):
+    with pytest.raises(UserError, match=r"age_group with 9 classes.*none of that name \(it has gender, race\)"):
         recipes.load("multitask").adapted(classes)
 
 

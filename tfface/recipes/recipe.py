@@ -172,10 +172,11 @@ class Recipe:
         for task in self.tasks():
             names = classes.get(task.label)
             if task.classes and not task.is_age and (names is None or len(names) != len(task.targets)):
-                received = f"{len(names)} ({', '.join(names)})" if names else "none"
+                others = f" (it has {', '.join(classes)})" if classes else ""
+                received = f"{len(names)} ({', '.join(names)})" if names else f"none of that name{others}"
                 raise UserError(
                     f"The recipe {self.name} learns {task.label} with {len(task.targets)} classes. Received: a data "
-                    f"set with {received}. Name another data set with --data."
+                    f"set with {received}. Name another data set with --data; the recipe gender learns any classes."
                 )
         return self
 
