@@ -1,4 +1,6 @@
+import importlib
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -172,6 +174,27 @@ def test_the_doctor_names_what_is_missing(monkeypatch, capsys):
     assert "tensorflow_datasets cannot be imported" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("backend", ["torch", "abacus"])
+def test_the_doctor_names_a_backend_that_cannot_be(backend):
+    environment = {**os.environ, "KERAS_BACKEND": backend}
+    words = [sys.executable, "-m", "tfface.cli", "doctor"]
+    result = subprocess.run(words, capture_output=True, text=True, env=environment)
+    assert result.returncode == 2
+    assert result.stdout.splitlines()[-1].endswith(f"Mend: unset KERAS_BACKEND, which is {backend}")
+
+
+def test_a_package_that_cannot_be_imported_is_one_line(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "tfface.serving.predict", None)
+    with pytest.raises(ImportError):  # an error of ours
+        cli.main(["predict", "photo.jpg"])
+    words, _, *rest = cli.VERBS["predict"]
+    monkeypatch.setitem(cli.VERBS, "predict", (words, lambda _: importlib.import_module("no_such_package"), *rest))
+    assert cli.main(["predict", "photo.jpg"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("tfface: What predict needs cannot be imported: No module named 'no_such_package'.")
+    assert said.count("\n") == 1
+
+
 def test_the_demo_takes_any_folder(monkeypatch, tmp_path, capsys):
     from tfface import demo
 
@@ -186,18 +209,30 @@ def test_the_demo_takes_any_folder(monkeypatch, tmp_path, capsys):
     assert "the demo stopped at `tfface weights fetch facenet`" in capsys.readouterr().err
 
 
+BAR = """
+import sys, time
+from tfface import cli
+def work(_):
+    from tqdm import tqdm
+    for _ in tqdm(range(20)): time.sleep(0.05)
+    print("done", file=sys.stdout)
+cli.VERBS["doctor"] = ("work", work, cli._data_options, "")
+sys.exit(cli.main(["doctor"]))
+"""
+
+
 def test_progress_bars_leave_few_lines_in_a_file():
-    script = (
-        "import time\nfrom tfface import cli\n"
-        "def work(_):\n"
-        "    from tqdm import tqdm\n"
-        "    for _ in tqdm(range(20)): time.sleep(0.05)\n"
-        "cli.VERBS['doctor'] = ('work', work, cli._data_options, '')\n"
-        "cli.main(['doctor'])"
-    )
-    result = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True)
+    result = subprocess.run([sys.executable, "-c", BAR], capture_output=True, check=True)
     assert b"20/20" in result.stderr
     assert result.stderr.count(b"\r") <= 3
+
+
+@pytest.mark.parametrize("closed", ["2>&-", "<&- >&- 2>&-"])
+def test_a_command_that_can_say_nothing_does_its_work(closed):
+    script = f"{shlex.quote(sys.executable)} -c {shlex.quote(BAR)} {closed}"
+    result = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert result.stdout == ("" if ">&- 2" in closed else "done\n")
 
 
 @pytest.mark.parametrize("fails", [False, True])

@@ -33,6 +33,9 @@ def main(arguments: list[str] | None = None) -> int:
         Exit code: 0 well, 1 some photo has no face, 2 bad input (one line on standard error); stopped by Ctrl-C 130, by
         SIGTERM 143, by the end of its terminal 129, by that of the reader of its output 141.
     """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed: the next file would get its number, and what is said with it
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name that the terminal has no letters for is no reason to stop
             stream.reconfigure(errors="backslashreplace")
@@ -44,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     if quiet and "tensorflow" not in sys.modules and not isinstance(sys.meta_path[0], _QuietTensorFlow):
         sys.meta_path.insert(0, _QuietTensorFlow())
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    if not (sys.stderr and sys.stderr.isatty()):  # a file keeps every state of a progress bar
+    if not sys.stderr.isatty():  # a file keeps every state of a progress bar
         os.environ.setdefault("TQDM_MININTERVAL", "30")
     stop = _Stop()
     stopped = "stopped; run the same command again to go on" if options.verb in GO_ON else "stopped"
@@ -65,6 +68,14 @@ def main(arguments: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         _tell(f"nobody reads what it prints: {stopped}.")
         return 128 + signal.SIGPIPE
+    except ImportError as error:
+        if (error.name or "").split(".")[0] == "tfface":  # an error of ours
+            raise
+        _tell(
+            f"What {options.verb} needs cannot be imported: {error}. Install it anew (`pip install -r "
+            "requirements.txt`); `tfface doctor` says more."
+        )
+        return 2
     except Exception as error:
         import errno
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import os
 import shutil
 import sys
 from collections.abc import Iterable
@@ -612,8 +613,11 @@ def doctor(data_dir: str | Path | None = None) -> int:
         import keras
         import tensorflow as tf
         import tensorflow_datasets as tfds
-    except ImportError as error:
-        say(f"{error.name or error} cannot be imported ({error}). Mend: pip install -r requirements.txt")
+    except (ImportError, ValueError) as error:  # Keras' own of a backend that it does not know
+        backend = os.environ.get("KERAS_BACKEND") or "tensorflow"
+        known = backend in ("tensorflow", "jax")
+        mend = "pip install -r requirements.txt" if known else f"unset KERAS_BACKEND, which is {backend}"
+        say(f"{getattr(error, 'name', None) or 'keras'} cannot be imported ({error}). Mend: {mend}")
         return 2
 
     say(f"Keras backend: {keras.backend.backend()}")
