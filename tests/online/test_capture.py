@@ -1,3 +1,4 @@
+import contextlib
 import http.server
 import threading
 import time
@@ -9,6 +10,7 @@ import pytest
 from tfface.errors import UserError
 from tfface.online import capture
 from tfface.online.capture import Channel, Source
+from tfface.online.record import VideoRecorder
 
 
 def test_a_full_channel_drops_the_oldest_and_counts():
@@ -73,6 +75,21 @@ def test_a_loop_goes_on_in_time(clip, people):
         frames = [frame for frame, _ in zip(source, range(2 * len(people) + 5), strict=False)]
     steps = np.diff([frame.time for frame in frames])
     np.testing.assert_allclose(steps, 1 / 15, atol=0.01)
+
+
+def test_a_video_behind_a_url_is_played_at_its_own_pace_and_starts_over(people, tmp_path, monkeypatch):
+    monkeypatch.setattr(capture, "FIRST_WAIT", 0.1)
+    with contextlib.closing(VideoRecorder(tmp_path / "short.mp4", 15)) as video:
+        for number, frame in enumerate(people[:12]):
+            video.write(frame, number / 15)
+    said = []
+    with Source((tmp_path / "short.mp4").as_uri(), say=said.append) as source:
+        first, *rest = (frame for frame, _ in zip(source, range(16), strict=False))
+    assert first.time == 0
+    assert any(line.endswith("is back") for line in said)
+    early = [frame.time - (frame.captured - first.captured) for frame in rest]
+    assert max(early) < 0.05  # seconds before its time; on a busy machine it may be late
+    assert min(np.diff([frame.time for frame in rest])) > 0.06
 
 
 def test_a_file_that_has_gone_ends_the_loop_in_words(clip, tmp_path):

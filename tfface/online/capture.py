@@ -100,7 +100,7 @@ class Frame:
     Attributes:
         image: (height, width, 3), uint8, RGB.
         number: position in the source, from 0; numbers that are missing were dropped.
-        time: seconds since the first frame: of a file its own time, of a live source the clock's.
+        time: seconds since the first frame: of a video its own time, of a live source the clock's.
         captured: when it was taken from the source, `time.monotonic()` seconds.
     """
 
@@ -113,8 +113,9 @@ class Frame:
 class Source:
     """A camera, a video file or a network stream, read on its own thread into a channel.
 
-    A file is played at its own pace, as a camera would give it, unless every frame is asked for. A camera or a stream
-    that stops giving frames is opened anew, after 0.5 seconds, 1, 2, ... up to 30, and each attempt is said.
+    A file, or a video behind a URL, is played at its own pace, as a camera would give it, unless every frame is asked
+    for. Whatever is no file and stops giving frames is opened anew, after 0.5 seconds, 1, 2, ... up to 30, and each
+    attempt is said.
 
     Args:
         name: a camera's number ("0"), a file's path, or a URL such as "rtsp://...".
@@ -141,7 +142,6 @@ class Source:
         if (every_frame or loop) and not self.is_file:
             raise UserError(f"Every frame, or a loop, can be had of a video file only. Received: {self.label}.")
         self.loop = loop
-        self.paced = self.is_file and not every_frame
         self.frames = Channel(1 if not every_frame else 4, drop=not every_frame)
         self.failure: BaseException | None = None
         self._say = say or (lambda text: print(f"tfface: {text}", file=sys.stderr, flush=True))
@@ -154,6 +154,9 @@ class Source:
             )
         rate = self._capture.get(cv2.CAP_PROP_FPS)
         self.rate = float(rate) if 1 <= rate <= 1000 else ASSUMED_RATE
+        # A video behind a URL says how long it is; what is live does not. It comes as fast as the network is.
+        self.recorded = self.is_file or self._capture.get(cv2.CAP_PROP_FRAME_COUNT) > 0
+        self.paced = self.recorded and not every_frame
         self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
 
     def __enter__(self) -> Source:
@@ -208,7 +211,7 @@ class Source:
 
     def _read(self) -> None:
         number, start = 0, time.monotonic()
-        offset, last = 0.0, -1 / self.rate  # of this playing of a file; of the frame before
+        offset, last = 0.0, -1 / self.rate  # of this playing of a video; of the frame before
         position = 0
         while not self._stop.is_set():
             read, image = self._capture.read()
@@ -226,14 +229,16 @@ class Source:
                             f"{self.label} cannot be opened again: expected the file to stay while it is looped. "
                             "Put it back, then run again."
                         )
-                elif not self._reopen():
+                elif self._reopen():
+                    offset = time.monotonic() - start
+                else:
                     return
                 continue
             now = time.monotonic()
             at = now - start
-            if self.is_file:
+            if self.recorded:
                 at = offset + self._capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                if at <= last:  # a file without times
+                if at <= last:  # a video without times
                     at = last + 1 / self.rate
                 last, position = at, position + 1
                 if self.paced and self._stop.wait(max(0.0, start + at - now)):
