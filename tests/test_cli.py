@@ -4,6 +4,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -193,6 +194,15 @@ def test_a_package_that_cannot_be_imported_is_one_line(monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said.startswith("tfface: What predict needs cannot be imported: No module named 'no_such_package'.")
     assert said.count("\n") == 1
+
+
+def test_no_folder_for_temporary_files_is_one_line(monkeypatch, capsys):
+    words, _, *rest = cli.VERBS["doctor"]
+    monkeypatch.setitem(cli.VERBS, "doctor", (words, lambda _: tempfile.gettempdir(), *rest))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc"])
+    assert cli.main(["doctor"]) == 2
+    assert capsys.readouterr().err.startswith("tfface: no folder for temporary files can be written to")
 
 
 def test_the_demo_takes_any_folder(monkeypatch, tmp_path, capsys):

@@ -79,6 +79,9 @@ def main(arguments: list[str] | None = None) -> int:
     except Exception as error:
         import errno
 
+        if "No usable temporary directory" in str(error):  # Python's; TensorFlow wants one as it loads
+            _tell("no folder for temporary files can be written to; free some room, or name one in TMPDIR.")
+            return 2
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if not full and os.strerror(errno.ENOSPC) not in str(error):  # TensorFlow has an error of its own for it
             raise
