@@ -189,6 +189,7 @@ def evaluate(
         for other in set(recipe.data.split("+")) - set(parts):
             say(f"{other} holds none of the labels of {recipe.name}: nothing is measured on it.")
         return {part: evaluate(folder, split, part, data_dir, bfloat16, near_copies, model) for part in parts}
+    files.check_writable(run.folder)
     written = run.trained_file.exists() and run.trained_file.stat().st_mtime_ns
     predictions = predict_split(run, split, data, data_dir, bfloat16, model=model)
     if run.trained_file.stat().st_mtime_ns != written:
@@ -315,10 +316,11 @@ def robustness(
     from tfface.serving.predictor import find_model
 
     run = find_model(model)
-    result = measuring.robustness(run, split, data, data_dir, bfloat16, progress=say)
-    examples = measuring.example_faces(pipeline.open_dataset(result["data"], data_dir), split)
     name = run.name
     folder = Path(out) if out else Path("runs") / f"robustness-{name}"
+    files.check_writable(folder)
+    result = measuring.robustness(run, split, data, data_dir, bfloat16, progress=say)
+    examples = measuring.example_faces(pipeline.open_dataset(result["data"], data_dir), split)
     return measuring.write_robustness(result, folder, f"Robustness of {name}", examples, command)
 
 
@@ -529,20 +531,21 @@ def verify(
     embedder = load_embedder(
         str(SHIPPED / model) if of_package(model) else model, crop or ("whole" if "/" in data else "")
     )
-    pairs, first, second, notes = embed_pairs(embedder, data, data_dir, mirror, bfloat16, split)
-    similarity, same = cosine_similarity(first, second), pairs["same"].astype(bool)
-    judged = centred_similarity(first, second, pairs["fold"]) if subtract_mean else similarity
-    result = verify_folds(judged, same, pairs["fold"])
     ways = {"mirror": mirror, "subtract_mean": subtract_mean, "bfloat16": bfloat16}
-    result |= {"model": model, "data": data, "split": split, "crop": embedder.crop, **ways, "notes": notes}
-    result["threshold"] = float(np.mean([fold["threshold"] for fold in result["folds"]]))
-    if threshold is not None:
-        result["at_threshold"] = {"threshold": threshold, "accuracy": float(np.mean((similarity >= threshold) == same))}
     further = [way.replace("_", "-") for way, taken in ways.items() if taken]
     place = Path(str(model).removesuffix(".keras"))
     parts = [part for part in place.parts if part not in ("/", "..")] or [place.resolve().name]
     name = "-".join([*parts, data.replace("/", "-"), *filter(None, [split]), embedder.crop, *further])
     folder = Path(out) if out else Path("runs") / "verify" / name
+    files.check_writable(folder)
+    pairs, first, second, notes = embed_pairs(embedder, data, data_dir, mirror, bfloat16, split)
+    similarity, same = cosine_similarity(first, second), pairs["same"].astype(bool)
+    judged = centred_similarity(first, second, pairs["fold"]) if subtract_mean else similarity
+    result = verify_folds(judged, same, pairs["fold"])
+    result |= {"model": model, "data": data, "split": split, "crop": embedder.crop, **ways, "notes": notes}
+    result["threshold"] = float(np.mean([fold["threshold"] for fold in result["folds"]]))
+    if threshold is not None:
+        result["at_threshold"] = {"threshold": threshold, "accuracy": float(np.mean((similarity >= threshold) == same))}
     files.write_json(folder / "verification.json", result)
     plots.save(plots.roc({f"{model}, {data}": result}), folder / "roc.png")
     for note in notes:

@@ -148,9 +148,10 @@ def held(folder: str | Path, option: str = "") -> Iterator[None]:
         option: the command's option by which another folder is named; without one it waits for its turn.
 
     Raises:
-        UserError: another process has it, and another folder may be named.
+        UserError: it may not be written to, or another process has it and another folder may be named.
     """
     make_folder(folder)
+    check_writable(folder)
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
@@ -166,6 +167,21 @@ def held(folder: str | Path, option: str = "") -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def check_writable(folder: str | Path) -> None:
+    """Say before long work that its results could not be written. Nothing is made.
+
+    Args:
+        folder: of the results; it need not be there.
+
+    Raises:
+        UserError: it, or what stands where it would be made, is no folder that may be written to.
+    """
+    folder = Path(folder)
+    place = next((path for path in (folder, *folder.parents) if os.path.exists(path)), folder)
+    if not (place.is_dir() and os.access(place, os.W_OK | os.X_OK)):
+        raise UserError(f"Nothing can be written to {folder}: {place} is no folder that you may write to.")
 
 
 def make_folder(path: str | Path) -> Path:

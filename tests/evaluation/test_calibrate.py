@@ -1,12 +1,14 @@
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 
-from tfface import files
+from tfface import commands, files, recipes
 from tfface.errors import UserError
 from tfface.evaluation.calibrate import calibrate, fit_temperature
+from tfface.training.lr_find import find_for_recipe
 
 
 def softmax(logits):
@@ -76,3 +78,22 @@ def test_a_run_is_calibrated_and_no_label_changes(tiny_run, data_dir, tmp_path):
     assert run.temperatures() == {}
     files.write_json(run.calibration_file, temperatures)  # of a version before, which kept them there alone
     assert run.temperatures() == temperatures
+
+
+def test_long_work_is_not_begun_where_its_results_cannot_be_written(tiny_run, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("of a person")
+    place = tmp_path / "file" / "results"
+    for work in (
+        lambda: find_for_recipe(recipes.load("gender", tiny=True), place, tmp_path),
+        lambda: commands.robustness("compact", data_dir=tmp_path, out=place),
+        lambda: commands.verify("compact", data_dir=tmp_path, out=place),
+    ):
+        with pytest.raises(UserError, match=r"Nothing can be written to .*results: .*file is no folder"):
+            work()
+    files.check_writable(tmp_path / "new" / "below")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    monkeypatch.setattr(os, "access", lambda *_: False)  # the folder of somebody else
+    with pytest.raises(UserError, match=r"Nothing can be written to"):
+        commands.evaluate(tiny_run.folder)
+    with pytest.raises(UserError, match=r"Nothing can be written to"), files.held(tmp_path):
+        pass

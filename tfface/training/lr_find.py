@@ -227,6 +227,7 @@ def find_for_recipe(
     from tfface.data import pipeline
     from tfface.training.fit import device_name, prepared
 
+    files.check_writable(folder)
     device_name(device)
     builder = pipeline.open_dataset(recipe.data, data_dir)
     ready = prepared(recipe.adapted(pipeline.class_names(builder)), builder, bfloat16, data_dir=data_dir)
