@@ -186,3 +186,24 @@ def test_a_lost_stream_is_tried_again_with_back_off_and_said(people, monkeypatch
     assert waits == ["0.2 s", "0.4 s", "0.8 s"]
     assert said[-1].endswith("is back")
     assert not any("secret" in line for line in said)
+
+
+def test_a_stream_that_opens_and_gives_no_frame_is_tried_less_and_less_often(monkeypatch):
+    class Empty:
+        def get(self, _):
+            return 0.0
+
+        def read(self):
+            return False, None
+
+        def release(self):
+            pass
+
+    monkeypatch.setattr(capture, "FIRST_WAIT", 0.02)
+    monkeypatch.setattr(Source, "_open", lambda _: Empty())
+    said = []
+    with Source("http://camera/", say=said.append):
+        until = time.monotonic() + 10
+        while len(said) < 6 and time.monotonic() < until:
+            time.sleep(0.01)
+    assert [line.split("again in ")[1] for line in said[:6:2]] == ["0.02 s", "0.04 s", "0.08 s"]

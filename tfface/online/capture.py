@@ -146,6 +146,7 @@ class Source:
         self.failure: BaseException | None = None
         self._say = say or (lambda text: print(f"tfface: {text}", file=sys.stderr, flush=True))
         self._stop = threading.Event()
+        self._wait = FIRST_WAIT
         self._capture = self._open()
         if self._capture is None:
             raise UserError(
@@ -234,6 +235,7 @@ class Source:
                 else:
                     return
                 continue
+            self._wait = FIRST_WAIT  # only now: one that can be opened need not give a frame
             now = time.monotonic()
             at = now - start
             if self.recorded:
@@ -251,12 +253,12 @@ class Source:
     def _reopen(self) -> bool:
         """Tries until the source is there again; False if it was told to stop."""
         self._capture.release()
-        self._capture, wait = None, FIRST_WAIT
+        self._capture = None
         while self._capture is None:
-            self._say(f"{self.label} gives no more frames; trying again in {wait:g} s")
-            if self._stop.wait(wait):
+            self._say(f"{self.label} gives no more frames; trying again in {self._wait:g} s")
+            if self._stop.wait(self._wait):
                 return False
             self._capture = self._open()
-            wait = min(2 * wait, LONGEST_WAIT)
+            self._wait = min(2 * self._wait, LONGEST_WAIT)
         self._say(f"{self.label} is back")
         return True
