@@ -1,0 +1,26 @@
+"""Captions of faces that stand close to each other."""
+
+import numpy as np
+import pytest
+
+from tfface.faces.draw import annotate
+
+
+def dark(boxes, captions):
+    """Pixels of the captions' ground on a white photo."""
+    drawn = annotate(np.full((300, 300, 3), 255, np.uint8), np.array(boxes, float), captions)
+    return int((drawn.max(axis=2) < 100).sum())
+
+
+@pytest.mark.parametrize(
+    "boxes", [[(60, 60, 160, 180), (110, 70, 200, 185)], [(60, 200, 150, 295), (120, 205, 200, 299)]]
+)
+def test_captions_do_not_hide_each_other(boxes):
+    captions = [["Female 24 ± 5", "East Asian 66%"], ["Male 30 ± 5", "White 56%"]]
+    alone = sum(dark([box], [caption]) for box, caption in zip(boxes, captions, strict=True))
+    assert dark(boxes, captions) == pytest.approx(alone, rel=0.05)
+
+
+def test_a_face_as_large_as_its_photo_has_its_caption():
+    assert dark([(0, 0, 300, 300)], [["Male 30 ± 5"]]) > 1000
+    assert dark([(0, 0, 300, 300)], [[]]) == 0
