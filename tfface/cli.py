@@ -690,7 +690,9 @@ def _live_options(parser):
 
 
 def _stream_options(parser):
-    parser.add_argument("--source", required=True, help="a camera's number, a video file, or a URL (rtsp://...)")
+    parser.add_argument(
+        "--source", required=True, help="a camera's number or device, a video file, or a URL (rtsp://...)"
+    )
     parser.add_argument("--show", action="store_true", help="show the picture in a window (default without an output)")
     parser.add_argument("--save", metavar="FILE", help="video with the faces drawn in (.mp4, .mkv)")
     parser.add_argument("--jsonl", metavar="FILE", help="a line of JSON a frame; - for standard output")

@@ -207,3 +207,10 @@ def test_a_stream_that_opens_and_gives_no_frame_is_tried_less_and_less_often(mon
         while len(said) < 6 and time.monotonic() < until:
             time.sleep(0.01)
     assert [line.split("again in ")[1] for line in said[:6:2]] == ["0.02 s", "0.04 s", "0.08 s"]
+
+
+def test_a_camera_is_known_by_its_device(tmp_path):
+    (tmp_path / "usb-front").symlink_to("/dev/video4321")
+    for name in ("4321", "/dev/video4321", str(tmp_path / "usb-front")):
+        with pytest.raises(UserError, match="cannot be opened: expected a camera that is free"):
+            Source(name)

@@ -19,6 +19,9 @@ from tfface.errors import UserError
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read when the first file is opened; -8: quiet
 
+CAMERA = re.compile("/dev/video([0-9]{1,4})")
+"""How Linux names the devices of cameras."""
+
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds until a lost source is tried again: the first, doubled each time up to the longest."""
 
@@ -118,7 +121,8 @@ class Source:
     attempt is said.
 
     Args:
-        name: a camera's number ("0"), a file's path, or a URL such as "rtsp://...".
+        name: a camera's number ("0") or device ("/dev/video0", or a link to it as in /dev/v4l/by-id), a file's path, or
+            a URL such as "rtsp://...".
         every_frame: hand on every frame of a file, waiting for the reader, instead of the newest.
         loop: begin a file again at its end. Times and numbers go on.
         say: what is told about lost sources goes here, a line at a time; to standard error if None.
@@ -133,7 +137,8 @@ class Source:
         self.name = str(name)
         self.label = without_password(self.name)
         """The name without the password that a URL may hold."""
-        self.camera = int(self.name) if re.fullmatch("[0-9]{1,4}", self.name) else None
+        number = re.fullmatch("[0-9]{1,4}", self.name) or CAMERA.fullmatch(os.path.realpath(self.name))
+        self.camera = int(number[number.lastindex or 0]) if number else None
         self.is_file = not (self.camera is not None or "://" in self.name)
         if self.is_file and not Path(self.name).is_file():
             raise UserError(
