@@ -182,6 +182,10 @@ def test_the_doctor_names_a_backend_that_cannot_be(backend):
     result = subprocess.run(words, capture_output=True, text=True, env=environment)
     assert result.returncode == 2
     assert result.stdout.splitlines()[-1].endswith(f"Mend: unset KERAS_BACKEND, which is {backend}")
+    result = subprocess.run([*words[:-1], "evaluate", "runs/x"], capture_output=True, text=True, env=environment)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("tfface: ")
 
 
 def test_a_package_that_cannot_be_imported_is_one_line(monkeypatch, capsys):

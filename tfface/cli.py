@@ -71,16 +71,16 @@ def main(arguments: list[str] | None = None) -> int:
     except ImportError as error:
         if (error.name or "").split(".")[0] == "tfface":  # an error of ours
             raise
-        _tell(
-            f"What {options.verb} needs cannot be imported: {error}. Install it anew (`pip install -r "
-            "requirements.txt`); `tfface doctor` says more."
-        )
+        _tell(f"What {options.verb} needs cannot be imported: {error}. `tfface doctor` says how to mend it.")
         return 2
     except Exception as error:
         import errno
 
         if "No usable temporary directory" in str(error):  # Python's; TensorFlow wants one as it loads
             _tell("no folder for temporary files can be written to; free some room, or name one in TMPDIR.")
+            return 2
+        if "Unable to import backend" in str(error):  # Keras'
+            _tell(f"KERAS_BACKEND is {os.environ.get('KERAS_BACKEND')}. Expected tensorflow or jax: unset it.")
             return 2
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
         if not full and os.strerror(errno.ENOSPC) not in str(error):  # TensorFlow has an error of its own for it
