@@ -213,8 +213,6 @@ def _recipe(options):
 
 
 def _folder(options, recipe):
-    from pathlib import Path
-
     from tfface.commands import run_folder
 
     return (

@@ -67,7 +67,7 @@ def load_embedder(model: str, crop: str = "") -> Embedder:
         UserError: no such network, or one without an embedding; an unknown crop, or "detect" for crops
             that are not square.
     """
-    crop = crop or ("detect" if model == "facenet" else _crop_of(model))
+    crop = crop or ("detect" if model == "facenet" else alignment_of(_learnt_from(model)))
     if crop not in CROPS:
         raise UserError(f"crop must be one of {', '.join(CROPS)}. Received: {crop}.")
     if model == "facenet":
@@ -104,8 +104,9 @@ def _five_point_size(network: keras.Model) -> tuple[int, int]:
     return FACENETS_FIVE_POINT if set(FACENET_STAGES) <= {layer.name for layer in network.layers} else (112, 96)
 
 
-def _crop_of(model: str) -> str:
-    return alignment_of(Run(model).config()["data"]["name"]) if Path(model).is_dir() else "five-point"
+def _learnt_from(model: str) -> str:
+    """Full name of the data set that a run learnt from; empty for what is no run."""
+    return Run(model).config()["data"]["name"] if Path(model).is_dir() else ""
 
 
 def alignment_of(data: str) -> str:
@@ -237,7 +238,7 @@ def embed_pairs(
 
 def _cut_otherwise(model: str, data: str) -> list[str]:
     """A line where a network may be shown other cuts of faces than it learnt: nothing else tells it from a poor one."""
-    learnt = Run(model).config()["data"]["name"] if Path(model).is_dir() else ""
+    learnt = _learnt_from(model)
     align = "margin" if model == "facenet" else alignment_of(learnt)
     if data in learnt or re.search(rf"[/-]{align}\b", data):
         return []

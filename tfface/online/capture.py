@@ -19,8 +19,8 @@ from tfface.errors import UserError
 
 os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # read when the first file is opened; -8: quiet
 
-CAMERA = re.compile("/dev/video([0-9]{1,4})")
-"""How Linux names the devices of cameras."""
+CAMERA = re.compile("(?:/dev/video)?([0-9]{1,4})")
+"""A camera's number, or its device as Linux names it."""
 
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds until a lost source is tried again: the first, doubled each time up to the longest."""
@@ -137,8 +137,8 @@ class Source:
         self.name = str(name)
         self.label = without_password(self.name)
         """The name without the password that a URL may hold."""
-        number = re.fullmatch("[0-9]{1,4}", self.name) or CAMERA.fullmatch(os.path.realpath(self.name))
-        self.camera = int(number[number.lastindex or 0]) if number else None
+        number = CAMERA.fullmatch(self.name) or CAMERA.fullmatch(os.path.realpath(self.name))
+        self.camera = int(number[1]) if number else None
         self.is_file = not (self.camera is not None or "://" in self.name)
         if self.is_file and not Path(self.name).is_file():
             raise UserError(

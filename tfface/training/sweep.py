@@ -254,6 +254,10 @@ def _finished(study: optuna.Study) -> list[FrozenTrial]:
     return study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL))
 
 
+def _failed(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
+    return [trial for trial in trials if trial.state != TrialState.COMPLETE]
+
+
 def _ranked(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
     """Those that have a score, the best first."""
     return sorted((trial for trial in trials if trial.state == TrialState.COMPLETE), key=lambda trial: -trial.value)
@@ -316,7 +320,7 @@ def _line(finished: Sequence[FrozenTrial], trials: int) -> str:
 def _page(trials: Sequence[FrozenTrial], recipe: Recipe, folder: Path, builder: pipeline.Builder) -> Page:
     ranked, n = _ranked(trials), pipeline.num_examples(builder, recipe.validation_split)
     best, own = ranked[0], trials[0]
-    failed = [trial for trial in trials if trial.state != TrialState.COMPLETE]
+    failed = _failed(trials)
     columns, rows = _rows([*ranked, *failed])
     words = [i for i, name in enumerate(columns) if any(isinstance(row.get(name), str) for row in rows)]
     table = Table(
@@ -403,7 +407,7 @@ def score_history(trials: Sequence[FrozenTrial]) -> Figure:
     axes.plot(numbers, scores, "o", markersize=5, label="trial")
     best = np.maximum.accumulate(scores)
     axes.step([*numbers, trials[-1].number], [*best, best[-1]], where="post", label="best so far")
-    _mark_failed(axes, [trial.number for trial in trials if trial.state != TrialState.COMPLETE])
+    _mark_failed(axes, [trial.number for trial in _failed(trials)])
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     axes.set(xlabel="trial", ylabel="score")
     figure.legend(loc="outside upper left", ncols=3)  # inside it would cover trials
@@ -435,7 +439,7 @@ def score_by_field(trials: Sequence[FrozenTrial]) -> Figure:
         axes.plot([place(trial) for trial in scored], [trial.value for trial in scored], "o", markersize=5)
         if best in scored:
             axes.plot(place(best), best.value, "o", color=plots.ORANGE, markersize=11, fillstyle="none")
-        _mark_failed(axes, [place(trial) for trial in drawn if trial.state != TrialState.COMPLETE])
+        _mark_failed(axes, [place(trial) for trial in _failed(drawn)])
         if choices:
             axes.set_xticks(range(len(choices)), [str(choice) for choice in choices])
             axes.set_xlim(-0.5, len(choices) - 0.5)
