@@ -28,9 +28,10 @@ class Colour(Recipe):
     batch_size: int = 16
     activation: str = "relu"
     learning_rate: float = 0.1
+    genders: tuple[str, ...] = GENDERS
 
     def tasks(self):
-        return tasks.classification("gender", GENDERS), tasks.age_bins()
+        return tasks.classification("gender", self.genders), tasks.age_bins()
 
     def model(self):
         image = keras.Input((*self.image_size, 3), name="image")

@@ -89,6 +89,10 @@ def test_what_cannot_be_mixed_is_named(run, copy, colours, tmp_path):
     stranger.config_file.write_text(json.dumps(config))
     with pytest.raises(UserError, match="of another network"):
         soup([run.folder, stranger.folder], tmp_path / "out")
+    config["recipe"] = {**run.config()["recipe"], "genders": ["Woman", "Man"]}
+    stranger.config_file.write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"learnt gender as Woman, Man and .* gender as Male, Female"):
+        soup([run.folder, stranger.folder], tmp_path / "out")
     with pytest.raises(UserError, match="holds files already"):
         soup([run.folder, unfinished.folder], run.folder)
     (tmp_path / "file").touch()

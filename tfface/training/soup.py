@@ -127,15 +127,23 @@ def _finished(folders: Sequence[str | Path]) -> list[Run]:
 
 
 def _of_one_network(runs: Sequence[Run], recipes: Sequence[Recipe]) -> list[keras.Model]:
-    """What each run trained, in float32; refused where the weights are not of the same layers and shapes."""
+    """What each run trained, in float32; refused where the weights are of other layers, shapes or classes."""
     parts = [in_float32(load_saved(run.trained_file)) for run in runs]
     shapes = [[(weight.path, tuple(weight.shape)) for weight in part.weights] for part in parts]
+    known = {task.name: task for task in recipes[0].tasks()}
     for run, recipe, other in zip(runs, recipes, shapes, strict=True):
         if other != shapes[0] or recipe.train_from != recipes[0].train_from:
             raise UserError(
                 f"{run.folder} is of another network than {runs[0].folder}: their weights have no mean. Expected the "
                 "same recipe, heads and train_from."
             )
+        for task in recipe.tasks():
+            same = known.get(task.name, task)
+            if task.describe() != same.describe():
+                raise UserError(
+                    f"{run.folder} learnt {task.label} as {', '.join(task.classes)} and {runs[0].folder} "
+                    f"{same.label} as {', '.join(same.classes)}: their weights have no mean. Expected the same classes."
+                )
     return parts
 
 
