@@ -39,6 +39,7 @@ def test_a_training_that_diverges_is_said_in_one_line(monkeypatch, capsys):
         ('{"image_data_format": "channels_first"}', "image_data_format to channels_first. Expected channels_last"),
         ('{"floatx": "float32", "backend": "jax"}', ""),
         ("no json", ""),
+        ("[]", "keras.json holds no settings of Keras"),
     ],
 )
 def test_settings_of_keras_that_change_every_network_are_said(settings, said, monkeypatch, tmp_path, capsys):

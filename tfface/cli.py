@@ -101,6 +101,10 @@ def _check_keras_settings() -> None:
         settings = json.loads(file.read_text())
     except (OSError, ValueError):  # Keras goes without it, too
         return
+    if not isinstance(settings, dict):
+        raise UserError(
+            f"{file} holds no settings of Keras. Expected names and values within {{ }}: mend or remove it."
+        )
     for name, needed in (("floatx", "float32"), ("image_data_format", "channels_last")):
         if settings.get(name, needed) != needed:
             raise UserError(f"{file} sets {name} to {settings[name]}. Expected {needed}: change it there.")
