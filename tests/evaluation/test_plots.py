@@ -1,5 +1,7 @@
 """Figures: they draw what they were given, at the edges too, and turn dark."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -33,6 +35,12 @@ def test_confusion_writes_shares_and_counts():
     task = classification([0, 0, 0, 0, 1], np.eye(2)[[0, 0, 0, 1, 1]], ("Male", "Female"))
     written = texts(plots.confusion(task))
     assert {"0.75", "3", "0.25", "1", "1.00", "0", "Male", "Female"} <= set(written)
+
+
+def test_names_that_no_font_here_has_stay_text(recwarn):
+    drawing = plots.svg(plots.confusion(classification([0, 1], np.eye(2), ("男", "女"))))
+    assert {">男<", ">女<"} <= set(re.findall(">.<", drawing.decode()))
+    assert not recwarn.list
 
 
 def test_confusion_of_many_classes_names_only_some():

@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from matplotlib import font_manager
 
+from tfface.faces import draw
 from tfface.faces.draw import annotate
 
 
@@ -24,3 +26,17 @@ def test_captions_do_not_hide_each_other(boxes):
 def test_a_face_as_large_as_its_photo_has_its_caption():
     assert dark([(0, 0, 300, 300)], [["Male 30 ± 5"]]) > 1000
     assert dark([(0, 0, 300, 300)], [[]]) == 0
+
+
+def test_letters_with_accents_and_of_other_scripts_are_drawn():
+    photo, box = np.full((300, 300, 3), 255, np.uint8), np.array([(60, 60, 160, 180)])
+    drawn = [annotate(photo, box, [[text]]) for text in ("é", "ü", "ж", "ع")]
+    assert len({picture.tobytes() for picture in drawn}) == 4
+
+
+def test_letters_that_no_font_has_are_said_once(monkeypatch, capsys):
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", [])
+    draw._say_boxes.cache_clear()
+    for letter in "男女":
+        assert draw.font_file.__wrapped__(frozenset(letter)).endswith("DejaVuSans.ttf")
+    assert capsys.readouterr().err.count("no installed font has every letter") == 1

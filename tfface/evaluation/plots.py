@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import io
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from matplotlib.colors import BoundaryNorm, LinearSegmentedColormap, ListedColor
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tfface.faces.draw import font_file
 from tfface.files import written_aside
 
 LIGHT = ("#24292f", "#d5d9de", "#ffffff", "#0072b2", "#d55e00", "#009e73", "#cc79a7")
@@ -92,7 +94,9 @@ def styled(draw):
 def svg(figure: Figure) -> bytes:
     """The figure as SVG without a background; the same figure gives the same bytes."""
     stream = io.BytesIO()
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        # The text stays text: who shows it has fonts of other scripts, whatever is installed here.
+        warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None}, facecolor="none")
     return stream.getvalue()
 
@@ -574,7 +578,8 @@ def sheet(images: Sequence[np.ndarray], captions: Sequence[str], columns: int = 
     figure.subplots_adjust(0.01, 0.2 / rows, 0.99, 0.99, wspace=0.06, hspace=0.3)  # room for three lines
     for axes, image, caption in zip(panels, images, captions, strict=False):
         axes.imshow(image)
-        axes.set_title("\n".join(caption.split(", ")[:3]), size=7, weight="normal", loc="center", y=0, va="top", pad=-4)
+        font = Path(font_file(frozenset(caption)))  # the rest of a figure is text, which who shows it has fonts for
+        axes.set_title("\n".join(caption.split(", ")[:3]), font=font, size=7, loc="center", y=0, va="top", pad=-4)
     for axes in panels:
         axes.axis("off")
     return figure

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import string
+import sys
 from collections.abc import Sequence
 from functools import cache
 
@@ -11,10 +14,49 @@ from PIL import Image, ImageDraw, ImageFont
 COLOURS = ((0, 158, 115), (0, 114, 178), (213, 94, 0), (204, 121, 167), (230, 159, 0), (86, 180, 233))
 """Okabe and Ito's palette, which colour-blind people can tell apart; one colour a face, in turn."""
 
+PLAIN = frozenset(string.printable + "±")
+"""What Pillow's own font has: no accent, no other script."""
+
 
 @cache
-def _font(size: int):
-    return ImageFont.load_default(size)
+def font_file(characters: frozenset[str]) -> str:
+    """Path of an installed font with these characters: DejaVu Sans, which comes with Matplotlib, unless it lacks one.
+
+    Where every font lacks one it is DejaVu Sans, and a line on standard error says so, once.
+    """
+    from matplotlib import font_manager  # a second, which few need
+    from matplotlib.ft2font import FT2Font
+
+    others = sorted(
+        entry.fname
+        for entry in font_manager.fontManager.ttflist
+        if (entry.style, entry.weight) == ("normal", 400)
+        and not entry.name.startswith("Last Resort")  # which has boxes for all
+        and os.path.exists(entry.fname)  # Matplotlib keeps the list from before
+    )
+    usual = font_manager.findfont("DejaVu Sans")
+    for path in (usual, *others):
+        known = FT2Font(path).get_charmap()
+        if all(ord(character) in known for character in characters | PLAIN if character.isprintable()):
+            return path
+    _say_boxes()
+    return usual
+
+
+@cache
+def _say_boxes() -> None:
+    print(
+        "tfface: no installed font has every letter of the captions: pictures show boxes in place of some. Install one "
+        "that has them, such as Noto Sans.",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+@cache
+def _font(size: int, other: frozenset[str]):
+    """A font of this size, pixels, for text with these characters beside `PLAIN` ones."""
+    return ImageFont.truetype(font_file(other), size) if other else ImageFont.load_default(size)
 
 
 def annotate(
@@ -46,10 +88,8 @@ def annotate(
     for index in order[::-1]:
         x0, y0, x1, y1 = (float(value) for value in boxes[index])
         line, texts = lines[index], captions[index]
-        fonts = [
-            _font(int(np.clip(_side(boxes[index]) / (7 if row == 0 else 9), 11, max(16, height / 22))))
-            for row in range(len(texts))
-        ]
+        heights = np.clip(_side(boxes[index]) / np.array([7] + [9] * len(texts)), 11, max(16, height / 22)).astype(int)
+        fonts = [_font(int(size), frozenset(text) - PLAIN) for size, text in zip(heights, texts, strict=False)]
         sizes = [pen.textbbox((0, 0), text, font=font)[2:] for text, font in zip(texts, fonts, strict=True)]
         if not sizes:
             continue
