@@ -85,7 +85,7 @@ def test_a_damaged_file_is_named(damage, prepared):
 
 def test_labels_are_read_anew_only_where_files_changed(prepared, monkeypatch):
     read = []
-    monkeypatch.setattr(pipeline, "_read_labels", lambda *of: read.append(of[1]) or {"gender": np.arange(24)})
+    monkeypatch.setattr(pipeline, "_read", lambda *of: read.append(of[1]) or {"gender": np.arange(24)})
     path = shard(prepared, "validation")
     for _ in range(2):  # what opens it, and how often, does not matter
         labels = pipeline.label_arrays(pipeline.open_dataset("tiny_faces", prepared), "validation")

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import keras
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from tfface.data import pipeline
 from tfface.errors import UserError
@@ -65,7 +66,8 @@ def cached(tmp_path, monkeypatch):
         return features.cached_features(small_model(), builder, "train", (8, 8), [pipeline.View()])
 
     monkeypatch.setenv("TFFACE_HOME", str(tmp_path))
-    monkeypatch.setattr(pipeline, "fingerprint", lambda builder, split: "of the data")
+    for of in ("fingerprint", "image_digest"):
+        monkeypatch.setattr(pipeline, of, lambda builder, split: "of the data")
     splits = {"train": SimpleNamespace(num_examples=100)}
     builder = SimpleNamespace(info=SimpleNamespace(full_name="tiny/1.0.0", splits=splits))
     return cached
@@ -123,3 +125,28 @@ def test_what_a_killed_run_left_of_its_features_does_no_harm(data_dir, tmp_path,
     np.save(parts / "000000.npy", expected[:100])
     (parts / ".000001.npy.7.part.npy").write_bytes(b"half of an array")
     np.testing.assert_array_equal(features.cached_features(*arguments, progress=False)[0], expected)
+
+
+def test_photos_that_exchange_their_contents_are_looked_at_anew(tmp_path, monkeypatch):
+    monkeypatch.setenv("TFFACE_HOME", str(tmp_path / "home"))
+    parts = {"image": tfds.features.Image(shape=(8, 8, 3)), "key": tfds.features.Text()}
+    model, found, prints = small_model(), [], set()
+    for name, greys in (("before", (10, 20)), ("after", (20, 10))):
+        rows = [
+            (key, {"image": np.full((8, 8, 3), grey, "uint8"), "key": key})
+            for key, grey in (("a", greys[0]), ("b", greys[1]))
+        ]
+        tfds.dataset_builders.store_as_tfds_dataset(
+            name="photos",
+            version="1.0.0",
+            features=tfds.features.FeaturesDict(parts),
+            split_datasets={"train": rows},
+            data_dir=tmp_path / name,
+            disable_shuffling=True,
+        )
+        builder = pipeline.open_dataset("photos", tmp_path / name)
+        prints.add(pipeline.fingerprint(builder, "train"))
+        found += features.cached_features(model, builder, "train", (8, 8), [pipeline.View()], progress=False)
+    assert len(prints) == 1  # as long as before
+    np.testing.assert_array_equal(found[0], found[1][::-1])
+    assert not np.array_equal(*found)

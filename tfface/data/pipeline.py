@@ -318,16 +318,25 @@ def label_arrays(builder: Builder, split: str, images: tuple[str, ...] = ("image
 
     A process reads them again only if the files have changed, or after those of many other splits.
     """
+    return {name: array for name, array in _read_once(builder, split, images).items() if name not in images}
+
+
+def image_digest(builder: Builder, split: str) -> str:
+    """Hexadecimal digest of the encoded images of a split, of which `fingerprint` sees how long all of them are."""
+    return hashlib.sha256(_read_once(builder, split, ("image",))["image"].tobytes()).hexdigest()[:16]
+
+
+def _read_once(builder: Builder, split: str, images: tuple[str, ...]) -> dict[str, np.ndarray]:
     known = (split, images, builder.info.full_name, _states(builder, split))
     arrays = _labels.get(known)
     if arrays is None:
-        arrays = _read_labels(builder, split, images)
+        arrays = _read(builder, split, images)
         for array in arrays.values():
             array.flags.writeable = False
         for oldest in list(_labels)[: 1 - LABELS_KEPT]:
             _labels.pop(oldest, None)
         _labels[known] = arrays
-    return dict(arrays)
+    return arrays
 
 
 def _states(builder: Builder, split: str) -> tuple:
@@ -346,8 +355,11 @@ def _files(builder: tfds.core.DatasetBuilder, split: str) -> list[Path]:
     return paths
 
 
-def _read_labels(builder: Builder, split: str, images: tuple[str, ...]) -> dict[str, np.ndarray]:
-    rows = examples(builder, split, images).map(lambda row: {k: v for k, v in row.items() if k not in images})
+def _read(builder: Builder, split: str, images: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Every feature as an array; in place of each image a number that another image has not."""
+    rows = examples(builder, split, images).map(
+        lambda row: row | {name: tf.strings.to_hash_bucket_fast(row[name], 1 << 62) for name in images if name in row}
+    )
     try:
         batches = list(rows.batch(1024).as_numpy_iterator())
     except tf.errors.OpError:

@@ -41,7 +41,8 @@ def model_fingerprint(model: keras.Model) -> str:
 
 def cache_digest(builder: pipeline.Builder, split: str, model: keras.Model, *how: object) -> str:
     """Hexadecimal digest that stands in the name of a cached file: of a split, a model, and how it looks at images."""
-    identity = [pipeline.fingerprint(builder, split), model_fingerprint(model), *map(str, how)]
+    data = pipeline.fingerprint(builder, split), pipeline.image_digest(builder, split)
+    identity = [*data, model_fingerprint(model), *map(str, how)]
     return hashlib.sha256(" ".join(identity).encode()).hexdigest()[:16]
 
 
@@ -127,6 +128,7 @@ def cached_features(
         return [JoinedArrays(arrays, builder.order(split)) for arrays in zip(*of_parts, strict=True)]
     key = {
         "data": pipeline.fingerprint(builder, split),
+        "images": pipeline.image_digest(builder, split),
         "model": model_fingerprint(model),
         "size": list(size),
         "bfloat16": bfloat16,
