@@ -55,6 +55,21 @@ def test_int8_is_smaller_and_close(small_run, exported, tmp_path):
     assert len(kernels) > 20
 
 
+def test_no_card_of_an_earlier_network_stands_beside_a_new_one(small_run, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    file = tmp_path / "model.tflite"
+    for path in (file, tmp_path / "model.tflite.json"):
+        path.write_text("of another run")
+    monkeypatch.setattr(litert, "_quantized", lambda *_: b"new")
+    monkeypatch.setattr("tfface.files.write_json", killed)
+    with pytest.raises(KeyboardInterrupt):
+        litert.export_litert(small_run, file, faces(small_run, 1))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.tflite"]
+    assert file.read_bytes() == b"new"
+
+
 def test_int8_needs_litert(small_run, capsys):
     assert cli.main(["export", str(small_run.folder), "--format", "onnx", "--int8"]) == 2
     assert "--int8" in capsys.readouterr().err

@@ -70,6 +70,7 @@ def export_litert(run: Run, file: str | Path, calibration: np.ndarray | None = N
         aside.write_bytes(content)
         if calibration is None:
             export.require_parity(network, recipe, load_litert(aside), str(file), TOLERANCE)
+        Path(f"{file}.json").unlink(missing_ok=True)  # no network may stand beside the meaning of another
     files.write_json(f"{file}.json", card)
     files.remove_leftovers(file)
     return Path(file)
