@@ -64,6 +64,13 @@ def test_each_fold_may_be_judged_by_similarities_of_its_own():
     assert result["auc"] == 0.25  # 0.1 and 0.6 of the same against 0.9 and 0.4 of others: one of four is right
 
 
+def test_each_pair_counts_alike_where_folds_are_of_other_sizes():
+    same = np.array([1, 1, 1, 1, 0, 0, 0, 0, 1, 0], bool)
+    result = verify_folds(np.array([0.9] * 4 + [0.1] * 5 + [0.9]), same, np.repeat([0, 1], [8, 2]))
+    assert [fold["accuracy"] for fold in result["folds"]] == [0.5, 0.0]
+    assert result["accuracy"] == 0.4
+
+
 def test_rates_are_given_only_where_negatives_allow_them():
     rng = np.random.default_rng(0)
     same = np.repeat([0, 1], 3000)

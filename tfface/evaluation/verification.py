@@ -87,7 +87,8 @@ def verify_folds(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> 
 
     Returns:
         `{"n", "accuracy", "deviation", "folds": [{"accuracy", "threshold", "n"}], "auc", "tar": {far: {"value",
-        "interval", "threshold", "far_interval"}}, "roc"}`; deviation is the standard deviation over folds.
+        "interval", "threshold", "far_interval"}}, "roc"}`. The accuracy is the share of all pairs judged right, as
+        is the mean over folds where they are of one size; deviation is the standard deviation over folds.
 
     Raises:
         ValueError: one fold, or pairs of one kind only.
@@ -98,16 +99,16 @@ def verify_folds(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> 
         raise ValueError(f"`fold` must name at least two folds. Received: {numbers}")
     if same.all() or not same.any():
         raise ValueError(f"Pairs of both kinds are needed. Received: {same.sum()} of {len(same)} of the same person")
-    folds = []
+    folds, right = [], 0
     rows = np.broadcast_to(similarity, (len(numbers), len(same)))
     similarity = np.empty(len(same))
     for number, row in zip(numbers, rows, strict=True):
         held = fold == number
         threshold = best_threshold(row[~held], same[~held])
         similarity[held] = row[held]
-        accuracy = float(np.mean((row[held] >= threshold) == same[held]))
-        folds.append({"accuracy": accuracy, "threshold": threshold, "n": int(held.sum())})
-    accuracies = [row["accuracy"] for row in folds]
+        judged = (row[held] >= threshold) == same[held]
+        right += int(judged.sum())
+        folds.append({"accuracy": float(judged.mean()), "threshold": threshold, "n": int(held.sum())})
     # Every point for the rates: of what lies on one line, as equal scores do, scikit-learn leaves out the middle.
     false_accepts, true_accepts, thresholds = roc_curve(same, similarity, drop_intermediate=False)
     thresholds[0] = similarity.max() + 1e-6  # infinite: nobody is accepted
@@ -126,8 +127,8 @@ def verify_folds(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> 
     curve = roc_curve(same, similarity)[:2]
     return {
         "n": len(same),
-        "accuracy": float(np.mean(accuracies)),
-        "deviation": float(np.std(accuracies)),
+        "accuracy": right / len(same),
+        "deviation": float(np.std([row["accuracy"] for row in folds])),
         "folds": folds,
         "auc": float(roc_auc_score(same, similarity)),
         "tar": tar,
