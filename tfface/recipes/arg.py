@@ -127,7 +127,9 @@ class ARG(Recipe):
     # The poster balances the data set by augmentation; the factors (White, Black, Asian, Indian, Others) are those of
     # its authors' code, which also applied them to validation images: here they touch the training split only.
     oversample: dict = field(default_factory=lambda: {"race": (1, 2, 3, 3, 4)})
-    noise: float = 4.0  # its authors' code adds noise, the poster names only flips; 4 grey levels are just visible
+    # Its authors' code adds noise, the poster names only flips; 4 grey levels are just visible. From pixels alone: what
+    # is trained from cached features sees none.
+    noise: float = 4.0
     epochs: int = 150  # about 200,000 steps
     schedule_scale: float = 0.1  # 15 epochs: on cached features nothing is gained after
     batch_size: int = 32
