@@ -137,6 +137,11 @@ class Builder(aligned.AlignableBuilder):
         if isinstance(config, str) and config not in self.builder_configs:
             if not re.fullmatch(r"\w[\w.-]*", config):
                 raise UserError(f"a name has letters, digits, '_', '-' and '.', received {config!r}")
+            if taken := re.search(r"-(eyes|five-point|margin)(-|$)", config):
+                raise UserError(
+                    f"names with '{taken[0]}' are those of sets that --align {taken[1]} made of others: "
+                    f"give the folder another one, received {config!r}"
+                )
             config = ImageFolderConfig(name=config, description=f"The folder that was named {config}.")
         super().__init__(config=config, **options)
 

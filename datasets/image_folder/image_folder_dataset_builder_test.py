@@ -9,6 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from tfface.data import originals
+from tfface.data.aligned import aligned_config
 from tfface.errors import UserError
 
 from . import image_folder_dataset_builder as image_folder
@@ -91,6 +92,10 @@ def test_two_folders_have_two_names(tmp_path):
         build(DUMMY / "shapes", tmp_path / "data", None)
     with pytest.raises(UserError, match=r"letters, digits, '_', '-' and '\.', received 'a/b'"):
         image_folder.Builder(data_dir=tmp_path, config="a/b")
+    with pytest.raises(UserError, match=r"'-eyes' are those of sets that --align eyes made of others"):
+        image_folder.Builder(data_dir=tmp_path, config="shapes-eyes")
+    aligned = aligned_config(image_folder.Builder(data_dir=tmp_path, config="shapes"), "eyes")
+    assert image_folder.Builder(data_dir=tmp_path, config=aligned).info.full_name == "image_folder/shapes-eyes/1.0.0"
 
 
 def test_files_beside_the_classes_and_links_to_nothing_are_named(tmp_path):
