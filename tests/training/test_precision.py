@@ -38,6 +38,12 @@ def test_a_run_in_float16(colour, colours, tmp_path):
     assert keras.mixed_precision.dtype_policy().name == "float32"  # of what is built next
 
 
+def test_a_frozen_part_computes_in_float32_whatever_keras_is_set_to(colour, colours, tmp_path):
+    run = fit(colour(train_from="mean"), tmp_path / "run", colours, verbose=0)
+    with precision("mixed_bfloat16"):
+        assert run.model().get_layer("mean").compute_dtype == "float32"
+
+
 def test_another_precision_is_refused():
     with pytest.raises(UserError, match="mixed_float16"), precision("float8"):
         pass

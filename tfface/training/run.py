@@ -213,7 +213,8 @@ class Run:
         """The whole trained network, from pixels to outputs: where a part was frozen, with the trained part read in.
 
         Args:
-            float32: let it compute in float32, whatever precision it was trained in (its weights are float32 anyway).
+            float32: let it compute in float32, whatever precision it was trained in or Keras is set to (its weights are
+                float32 anyway).
 
         Raises:
             UserError: training has not kept a model yet, or the file is damaged.
@@ -221,12 +222,12 @@ class Run:
         recipe = self.recipe()
         if not self.trained_file.exists():
             raise UserError(f"{self.folder} holds no trained model yet. Train it: `tfface train {recipe.name}`.")
-        if not recipe.train_from:  # the file is the whole network: nothing else is needed, no pretrained file either
+        if recipe.train_from:
+            model = recipe.model()
+            read_trained(model, self.trained_file)
+        else:  # the file is the whole network: nothing else is needed, no pretrained file either
             model = load_saved(self.trained_file)
-            return in_float32(model) if float32 else model
-        model = recipe.model()
-        read_trained(model, self.trained_file)
-        return model
+        return in_float32(model) if float32 else model
 
 
 def differences(present: dict, wanted: dict) -> str:
