@@ -10,6 +10,10 @@ import pytest
 import tensorflow_datasets as tfds
 from image_folder import image_folder_dataset_builder as image_folder
 
+from tfface import labels
+from tfface.data import pipeline
+from tfface.data.regrouped import Regrouped
+
 SIZES = {"train": 147, "validation": 16, "test": 41}
 """Of the 204 images of each class."""
 
@@ -41,6 +45,16 @@ def test_split_is_80_to_20_in_each_class(prepared, splits):
     counts = Counter((split, key.partition("/")[0]) for key, split in splits.items())
     assert counts == {(split, name): n for name in ("men", "women") for split, n in SIZES.items()}
     assert not any(prepared.info.metadata["left_out"].values())
+
+
+def test_classes_can_be_grouped_by_what_they_are(monkeypatch, prepared):
+    groups = {"Female": ("women",), "Male": ("men",)}
+    monkeypatch.setitem(labels.GROUPINGS, "two", ("gender", groups))
+    grouped = Regrouped(prepared, "two")
+    before, after = (pipeline.label_arrays(builder, "test") for builder in (prepared, grouped))
+    assert pipeline.class_names(grouped) == {"gender": ("Female", "Male")}
+    np.testing.assert_array_equal(after["gender"], 1 - before["label"])
+    assert set(after) == set(grouped.info.features) - {"image"} == {"gender", "key"}
 
 
 def test_near_copies_are_found_and_stay_together(prepared, splits):

@@ -15,6 +15,8 @@ from tfface.errors import UserError
 class Regrouped(pipeline.Combined):
     """A data set whose classes are those of a grouping, such as the four races of paper 1 out of FairFace's seven.
 
+    An image folder calls its classes `label`, whatever they are: here they are called as the grouping calls them.
+
     Args:
         part: the builder.
         grouping: a name in `labels.GROUPINGS`.
@@ -29,8 +31,9 @@ class Regrouped(pipeline.Combined):
                 f"Unknown grouping of classes. Expected one of: {', '.join(labels.GROUPINGS)}. Received: {grouping}."
             )
         self.label, groups = labels.GROUPINGS[grouping]
-        known = pipeline.class_names(part)
-        self.originals = known.get(self.label, ())
+        known = dict(pipeline.class_names(part))
+        self.source = self.label if self.label in known else "label"
+        self.originals = known.pop(self.source, ())
         lacking = [group for group, names in groups.items() if not set(names) & set(self.originals)]
         if lacking:
             raise UserError(
@@ -49,9 +52,12 @@ class Regrouped(pipeline.Combined):
     def examples(self, split: str, images: tuple[str, ...]) -> tf.data.Dataset:
         """Examples of a split, as `pipeline.examples` gives them, without those that belong to no group."""
         rows = pipeline.examples(self.parts[0], split, images)
-        rows = rows.map(
-            lambda row: {**row, self.label: tf.gather(tf.constant(self.table), row[self.label] % len(self.table))}
-        )
+
+        def grouped(row):
+            others = {name: value for name, value in row.items() if name != self.source}
+            return {**others, self.label: tf.gather(tf.constant(self.table), row[self.source] % len(self.table))}
+
+        rows = rows.map(grouped)
         rows = rows.filter(lambda row: row[self.label] >= 0)
         # A filter forgets the length, and Keras would warn at the end.
         return rows.apply(tf.data.experimental.assert_cardinality(self.count(split)))
@@ -59,7 +65,7 @@ class Regrouped(pipeline.Combined):
     def count(self, split: str) -> int:
         """Examples of a split that belong to a group; read once."""
         if split not in self._counts:
-            originals = pipeline.label_arrays(self.parts[0], split)[self.label]
+            originals = pipeline.label_arrays(self.parts[0], split)[self.source]
             self._counts[split] = int((self.table[originals] >= 0).sum())
         return self._counts[split]
 
@@ -70,7 +76,7 @@ class Regrouped(pipeline.Combined):
         for split in self.parts[0].info.splits:
             arrays = pipeline.label_arrays(self.parts[0], split)
             for index, keys in found.items():
-                keys += arrays["key"][arrays[self.label] == index].tolist()
+                keys += arrays["key"][arrays[self.source] == index].tolist()
         return {f"{self.label} {names[index]}": keys for index, keys in found.items() if keys or index >= 0}
 
 
@@ -79,13 +85,14 @@ class RegroupedInfo:
 
     Attributes:
         full_name: that of the data set, "@" and the grouping.
-        features: those of the data set.
+        features: those of the data set, the grouped label under the grouping's name.
         splits: name -> a split with `num_examples`.
     """
 
     def __init__(self, regrouped: Regrouped, full_name: str):
         self._regrouped, self.full_name = regrouped, full_name
-        self.features = regrouped.parts[0].info.features
+        features = regrouped.parts[0].info.features.items()
+        self.features = {regrouped.label if name == regrouped.source else name: kind for name, kind in features}
         self.splits = {name: RegroupedSplit(regrouped, name) for name in regrouped.parts[0].info.splits}
 
     @cached_property

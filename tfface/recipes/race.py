@@ -11,7 +11,8 @@ The paper's sets share people, which flatters accuracy; nobody is in two splits 
 
 Where BUPT-Balancedface cannot be had, UTKFace and FairFace stand in for it, `--data utkface/eyes@four_races` or
 `--data fairface/padding025-eyes@four_races`, with halves of the training split as sets I and II: `--set
-"train_split=train[:50%]" --set validation_split=validation` and `--set "train_split=train[50%:]"`.
+"train_split=train[:50%]" --set validation_split=validation` and `--set "train_split=train[50%:]"`. So does a folder of
+your own with White, Black, Asian and Indian in it, `image_folder/NAME-eyes@four_races`.
 """
 
 from __future__ import annotations
