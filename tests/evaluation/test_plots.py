@@ -81,6 +81,12 @@ def test_training_curves_pair_training_with_validation():
     assert rate.get_yscale() == "log"
 
 
+def test_epochs_of_training_curves_count_from_one_and_are_whole():
+    (loss,) = plots.training_curves([{"epoch": 0, "loss": 0.7}]).axes  # as a run keeps it
+    assert list(loss.lines[0].get_xdata()) == [1]
+    assert all(tick == round(tick) for tick in loss.get_xticks())
+
+
 def test_sheet_of_pictures(tmp_path):
     images = [np.full((20, 20 + i, 3), 20 * i, dtype=np.uint8) for i in range(7)]
     path = plots.save(plots.sheet(images, [f"true {i}, said {i + 1}" for i in range(7)]), tmp_path / "sheet.jpg")

@@ -439,8 +439,8 @@ def training_curves(history: Sequence[Mapping]) -> Figure:
     """Every figure of a training history against the epoch, but its time: training and validation in one panel.
 
     Args:
-        history: one mapping for each epoch, with "epoch" and numbers such as "loss" and "val_loss"; a number
-            may be absent in some.
+        history: one mapping for each epoch, in their order, of numbers such as "loss" and "val_loss"; a number may be
+            absent in some. Epochs are counted from 1 here, as Keras prints them.
     """
     keys = [key for key in dict.fromkeys(key for row in history for key in row) if key not in ("epoch", "seconds")]
     keys = [key for key in keys if any(isinstance(row.get(key), int | float) for row in history)]
@@ -451,15 +451,11 @@ def training_curves(history: Sequence[Mapping]) -> Figure:
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes, name in zip(panels, names, strict=False):
         for i, (key, label) in enumerate([(name, "training"), (f"val_{name}", "validation")]):
-            points = [
-                (row.get("epoch", at), row[key])
-                for at, row in enumerate(history, 1)
-                if isinstance(row.get(key), int | float)
-            ]
+            points = [(at, row[key]) for at, row in enumerate(history, 1) if isinstance(row.get(key), int | float)]
             if points:
                 axes.plot(*zip(*points, strict=True), color=LIGHT[3 + i], label=label, marker="o" * (len(points) < 3))
         axes.set_title(name.replace("_", " "))
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, min_n_ticks=1))
         if name in ("learning_rate", "lr"):
             axes.set_yscale("log")
         elif f"val_{name}" in keys:

@@ -83,7 +83,7 @@ def write_report(
         config: configuration of the run, nested mappings allowed.
         versions: version of each package that took part.
         command: the command that makes this result.
-        licences: licence of each data set and each file of weights.
+        licences: licence of each data set and each file of weights that the recipe may use.
         notes: what the reader must know: deviations, left-out data, what was not reached.
 
     Returns:
@@ -100,7 +100,7 @@ def write_report(
     if shown:
         contents += _split_sections(splits, shown, predictions)
     if history:
-        caption = f"Training curves over {len(history)} epochs."
+        caption = f"Training curves over {len(history)} epoch{'s' * (len(history) > 1)}."
         draw = partial(plots.training_curves, history)
         contents.append(Section("Training", [Picture("training", caption, draw, size="wide")]))
     contents += sections
@@ -146,7 +146,8 @@ def _gallery(task: str, tiles: Sequence[tuple[np.ndarray, str]]) -> Gallery:
 def _use_section(licences: Mapping[str, str]) -> Section:
     use = [Text(words) for words in RESPONSIBLE_USE]
     if licences:
-        use.append(Table(("data or weights", "licence"), [*licences.items()], "Licences.", text_columns=(0, 1)))
+        caption = "Licences of what this recipe may use; photos of your own have theirs."
+        use.append(Table(("data or weights", "licence"), [*licences.items()], caption, text_columns=(0, 1)))
     return Section("Use and licences", use)
 
 
