@@ -60,6 +60,10 @@ def build(
     """
     import tensorflow_datasets as tfds
 
+    # Workers have other working directories.
+    manual_dir = manual_dir and Path(manual_dir).absolute()
+    if data_dir and "://" not in str(data_dir):
+        data_dir = Path(data_dir).expanduser().absolute()
     builder = _builder(data, manual_dir, data_dir, Path(builders), align)
     ready = Path(builder.data_dir)
     if ready.exists():

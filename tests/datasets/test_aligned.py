@@ -1,6 +1,7 @@
 """Data sets aligned by Beam: the crops of the verb, in one process or several, and what a killed build leaves."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tfface.data.aligned import AlignableConfig, aligned_config
 from tfface.data.pipeline import open_dataset
 from tfface.errors import UserError
 from tfface.faces.crops import Alignment
+from tfface.faces.detect import Faces
 from tfface.faces.prepare import align_photos
 
 BLANK = "33_0_0_20170101000000000.jpg.chip.jpg"
@@ -112,6 +114,57 @@ def test_a_killed_build_goes_on_in_two_threads_and_ends_with_the_records_of_two_
     one, two = (examples("utkface/five-point", folder) for folder in (tmp_path, prepared))
     assert one == two
     assert [list(rows) for rows in one.values()] == [list(rows) for rows in two.values()]
+
+
+def when_detecting(monkeypatch, act):
+    """A detector that finds no face, and does something in the middle of the build."""
+
+    def detector(name):
+        def detect(images):
+            act()
+            return [Faces(np.zeros((0, 4)), np.zeros(0))] * len(images)
+
+        return detect
+
+    monkeypatch.setattr(alignment_pipeline, "_detector", detector)
+
+
+def test_a_worker_works_in_another_folder(photos, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    when_detecting(monkeypatch, lambda: os.chdir(tmp_path / "elsewhere"))
+    manual = os.path.relpath(photos, tmp_path)
+    assert build(manual, "data", "--align", "five-point", "--no-face", "centre") == 0
+    assert sum(map(len, examples("utkface/five-point-centre", tmp_path / "data").values())) == 41
+    assert not any((tmp_path / "elsewhere").iterdir())
+
+
+def test_what_a_worker_does_not_see_is_not_left_out_in_silence(photos, tmp_path, monkeypatch, capsys):
+    manual, data = tmp_path / "manual", tmp_path / "data"
+    shutil.copytree(photos, manual)
+    when_detecting(monkeypatch, lambda: [path.unlink() for path in manual.glob("3*.jpg")])
+    assert build(manual, data, "--align", "five-point", "--no-face", "centre") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"tfface: {manual}" in error
+    assert "No such file or directory. Expected the files of --manual-dir in" in error
+    when_detecting(monkeypatch, lambda: shutil.rmtree(data))
+    assert build(photos, data, "--align", "five-point", "--no-face", "centre") == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert f"tfface: {data}" in error
+    assert "No such file or directory. Expected --data-dir to be" in error
+
+
+def test_a_split_without_a_face_and_a_killed_worker_are_a_line_each(photos, tmp_path, monkeypatch, capsys):
+    when_detecting(monkeypatch, lambda: None)
+    assert build(photos, tmp_path, "--align", "five-point") == 2
+    assert "tfface: no face was found in any photo of the split" in capsys.readouterr().err
+
+    def killed():
+        raise RuntimeError("Channel closed prematurely.")  # so says Beam of one of several processes
+
+    when_detecting(monkeypatch, killed)
+    assert build(photos, tmp_path, "--align", "eyes") == 2
+    assert "tfface: A worker was killed while it aligned utkface/eyes/1.0.0" in capsys.readouterr().err
 
 
 def test_photos_without_a_face_are_cut_at_the_centre_or_stop_the_build(photos, prepared, tmp_path, monkeypatch, capsys):
@@ -214,6 +267,13 @@ def test_options_of_beam():
         assert (local["direct_num_workers"], local["direct_running_mode"]) == (workers, mode)
     cluster = alignment_pipeline.pipeline_options(4, "runner=FlinkRunner,flink_master=host:8081").get_all_options()
     assert (cluster["runner"], cluster["direct_num_workers"]) == ("FlinkRunner", 1)
+    for wrong, said in (
+        ("runner=Flnk", "no such runner"),
+        ("runer=FlinkRunner", "no option runer"),
+        ("no", "option no"),
+    ):
+        with pytest.raises(UserError, match=f"{said}.*Received: {wrong}"):
+            alignment_pipeline.pipeline_options(1, wrong)
 
 
 def test_two_builds_at_once_do_not_harm_each_other(photos, tmp_path, capsys):

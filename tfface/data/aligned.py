@@ -22,6 +22,7 @@ import dataclasses
 import re
 import sys
 import threading
+import traceback
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -119,12 +120,20 @@ class AlignableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     _aligned = None
 
     def download_and_prepare(self, **options):
-        """As TFDS does; a bar counts the photos in which faces were looked for, on whatever machines they are."""
+        """As TFDS does; a bar counts the photos in which faces were looked for, on whatever machines they are.
+
+        Raises:
+            UserError: a worker cannot read a photo or was killed, or no face was found in a split or a class.
+        """
         done = threading.Event()
         watch = threading.Thread(target=self._show_progress, args=(done,), daemon=True)
         watch.start()
         try:
             super().download_and_prepare(**options)
+        except Exception as error:
+            if why := self._why("".join(traceback.format_exception_only(error))):
+                raise UserError(why) from error
+            raise
         finally:
             done.set()
             watch.join()
@@ -140,6 +149,22 @@ class AlignableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 bar.update(max(0, found - bar.n))  # in the end their folder is removed
         # It stood below TFDS's bars, and leaves the cursor in the middle of a line for them to go on; they have gone.
         sys.stderr.write("\r")
+
+    def _why(self, failure: str) -> str:
+        """What ended the pipeline, in a line, by the text that Beam gives of it; "" if it is of no known kind."""
+        if said := re.search(r"tfface\.errors\.UserError: (.+) \[while running", failure):
+            return said[1]
+        if split := re.search(r"number of generated examples is 0 for split (\w+)", failure):
+            return (
+                f"no face was found in any photo of the split {split[1]} of {self.info.full_name}; nothing was built: "
+                "choose --no-face centre, or another --detector"
+            )
+        if "Channel closed prematurely" in failure:
+            return (
+                f"A worker was killed while it aligned {self.info.full_name}, perhaps because memory ran out. What was "
+                "found is kept: run the same command again to go on, with fewer --workers."
+            )
+        return ""
 
     def image_of(self, photo: originals.Photo) -> Path | bytes:
         """What an example holds of a file: as it is to be stored, or its path where it will be aligned.
@@ -170,6 +195,7 @@ class AlignableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         # Beside the folder that is being built: it outlives a build that is killed, and on a cluster every worker
         # reaches it, as it writes its records there.
         self._found = epath.Path(self.data_dir).parent / "found"
+        self._found.mkdir(parents=True, exist_ok=True)
         self._aligned = {split: AlignedSplit(examples, config, self._found) for split, examples in splits.items()}
         return self._aligned
 
@@ -194,12 +220,6 @@ class AlignableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                 f"{', '.join(without[:20])}{', ...' if len(without) > 20 else ''}; nothing was built: "
                 "choose --no-face skip or centre"
             )
-        for name, split in found.items():
-            if config.no_face == "skip" and not any(line.get("face") for line in split):
-                raise UserError(
-                    f"no face was found in any of the {len(split)} photos of the split {name} of "
-                    f"{self.info.full_name}; nothing was built: choose --no-face centre, or another --detector"
-                )
         self._check_classes(found)
         left_out = {"undecodable": broken, "no_face": without if config.no_face == "skip" else []}
         before = self.info.metadata.get("left_out", {})

@@ -8,12 +8,15 @@ import hashlib
 import itertools
 import json
 import os
+import socket
 import uuid
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import apache_beam as beam
 import numpy as np
-from apache_beam.options.pipeline_options import PipelineOptions
+from apache_beam.options.pipeline_options import PipelineOptions, StandardOptions
+from apache_beam.runners.runner import create_runner
 from etils import epath
 
 import tfface
@@ -115,10 +118,15 @@ class _Align(beam.DoFn):
                 faces = next(found)
                 line["face"] = describe(faces, main_face(faces, photo.shape)) if len(faces) else None
             lines.append(line)
-        path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{digest}.{uuid.uuid4().hex}.part")
-        aside.write_text(json.dumps(lines))
-        aside.replace(path)
+        try:
+            aside.write_text(json.dumps(lines))
+            aside.replace(path)
+        except OSError as error:
+            raise UserError(
+                f"{path.parent} cannot be written on {socket.gethostname()}: {error.strerror}. Expected --data-dir to "
+                "be a folder, with room in it, that every worker sees under the same path; nothing was built."
+            ) from error
         return lines
 
 
@@ -137,8 +145,20 @@ def _detector(name: str) -> Detector:
 
 
 def _read(image) -> np.ndarray | UserError:
+    """The photo, or what is wrong with it.
+
+    Raises:
+        UserError: this machine does not see the file, which was there when the photos were listed.
+    """
     try:
-        return read_photo(image)
+        data = image if isinstance(image, bytes) else Path(image).read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{image} cannot be read on {socket.gethostname()}: {error.strerror}. Expected the files of --manual-dir "
+            "in a folder that every worker sees under the same path; nothing was built."
+        ) from error
+    try:
+        return read_photo(data)
     except UserError as error:
         return error
 
@@ -152,18 +172,25 @@ def pipeline_options(workers: int = 1, options: str = "") -> PipelineOptions:
             "runner=FlinkRunner,flink_master=host:8081".
 
     Raises:
-        UserError: fewer than no workers.
+        UserError: fewer than no workers, a runner that cannot be had, or options that Beam does not know.
     """
     if workers < 0:
         raise UserError(f"--workers must be 0 (one a core) or more. Received: {workers}.")
     given = [f"--{option.strip()}" for option in options.split(",") if option.strip()]
     if any(option.startswith("--runner") for option in given):
-        return PipelineOptions(given)
+        cluster = PipelineOptions(given)
+        try:
+            create_runner(cluster.view_as(StandardOptions).runner)
+        except (ValueError, ImportError, AttributeError) as error:
+            raise UserError(
+                f"Beam has no such runner, or lacks what it needs. Received: {options}. It says: {error}"
+            ) from error
+        return cluster
     count = workers or os.cpu_count()
     # Processes, each with a detector of its own. Beam's threads share coders that are not made for it: with two of
     # them, 43,000 crops of 224 pixels came out of their groups broken ("Unknown type tag", None for an example).
     mode = "in_memory" if count == 1 else "multi_processing"
-    return PipelineOptions(
+    local = PipelineOptions(
         [
             "--runner=DirectRunner",
             "--allow_unsafe_triggers",  # there are none; but else the runner would first fetch another from the network
@@ -173,3 +200,10 @@ def pipeline_options(workers: int = 1, options: str = "") -> PipelineOptions:
             *given,
         ]
     )
+    # Of a cluster's runner nobody here can tell: it may know more than Beam's Python does.
+    if unknown := local.get_all_options(retain_unknown_options=True).keys() - local.get_all_options().keys():
+        raise UserError(
+            f"Beam has no option {', '.join(sorted(unknown))}. Expected KEY=VALUE,... such as runner=FlinkRunner,"
+            f"flink_master=HOST:8081. Received: {options}."
+        )
+    return local
