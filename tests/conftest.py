@@ -145,3 +145,27 @@ def tiny_run(home, data_dir, tiny_recipe, once):
     folder = once("runs", make)
     shutil.copytree(folder / "features", home / "features", dirs_exist_ok=True)
     return Run(folder / "arg" / "seed-0")
+
+
+@pytest.fixture(scope="session")
+def light_run(tmp_path_factory):
+    """A run as if it had been trained: ARG's outputs, years among them, two views, of a small network's first weights.
+
+    For what must not wait until FaceNet is built and traced, ten times as long.
+    """
+    import keras
+
+    from tfface import recipes
+    from tfface.faces.crops import Alignment
+    from tfface.training.run import Run
+
+    recipe = recipes.load("arg", "years", tiny=True).changed(train_from="", test_mirror=True, image_size=(48, 48))
+    run = Run(tmp_path_factory.mktemp("light") / "run")
+    run.begin(recipe, {"name": recipe.data, "landmarks": Alignment("margin").landmarks}, "cpu")
+    keras.utils.set_random_seed(0)
+    image = keras.Input((*recipe.image_size, 3), name="image")
+    x = keras.layers.Conv2D(8, 5, strides=2, activation="relu")(keras.layers.Rescaling(1 / 255)(image))
+    x = keras.layers.Flatten()(x)  # left and right are told apart
+    heads = {task.name: keras.layers.Dense(task.width, "softmax", name=task.name)(x) for task in recipe.tasks()}
+    keras.Model(image, heads).save(run.trained_file)
+    return run

@@ -1,4 +1,4 @@
-"""A clip of two people who do not exist, and a model trained in seconds, for everything that is live."""
+"""A clip of two people who do not exist, and a small model, for everything that is live."""
 
 import numpy as np
 import pytest
@@ -35,10 +35,10 @@ def clip(people, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def shots(tiny_run):
-    """Workers that predict with the tiny run's model."""
+def shots(light_run):
+    """Workers that predict with the light run's model."""
     from tfface.online.shots import ShotPredictor
     from tfface.serving.predictor import Predictor
 
-    with ShotPredictor(Predictor(tiny_run.folder)) as shots:
+    with ShotPredictor(Predictor(light_run.folder)) as shots:
         yield shots

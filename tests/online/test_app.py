@@ -229,11 +229,11 @@ def test_an_upload_that_never_ends_keeps_no_thread(app, monkeypatch):
     assert answer.startswith(b"HTTP/1.1 400")
 
 
-def test_a_taken_port_is_one_line(tiny_run, app, capsys):
+def test_a_taken_port_is_one_line(light_run, app, capsys):
     with served(app) as port:
-        assert cli.main(["app", "--port", str(port), "--model", str(tiny_run.folder)]) == 2
+        assert cli.main(["app", "--port", str(port), "--model", str(light_run.folder)]) == 2
         assert f"127.0.0.1:{port} cannot be served" in capsys.readouterr().err
-        assert cli.main(["app", "--port", "99999", "--model", str(tiny_run.folder)]) == 2
+        assert cli.main(["app", "--port", "99999", "--model", str(light_run.folder)]) == 2
         assert "between 0 and 65535" in capsys.readouterr().err
 
 

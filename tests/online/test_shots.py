@@ -149,12 +149,10 @@ def test_wrong_numbers():
         ShotPredictor("arg", workers=0)
 
 
-@pytest.mark.parametrize("model", ["arg", "compact"])
-def test_eight_threads_give_bitwise_what_one_gives(model, people, request):
+@pytest.mark.parametrize("model", ["light", "compact"])
+def test_eight_threads_give_bitwise_what_one_gives(model, people, light_run):
     """Model, MTCNN and YOLO are shared by all threads of a stream and all webcams of the page."""
-    if model == "arg":
-        request.getfixturevalue("facenet")  # what its head stands on
-    predictor = Predictor(model)
+    predictor = Predictor(light_run.folder if model == "light" else model)
     detectors = [load_detector("mtcnn", min_face_size=40), load_detector("yolo")]
     height, width = predictor.recipe.image_size
     crops = np.stack([people[number][100 : 100 + height, 80 : 80 + width] for number in range(0, 16, 4)])

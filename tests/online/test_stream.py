@@ -32,8 +32,8 @@ def frames_of(path):
         times.append(capture.get(cv2.CAP_PROP_POS_MSEC) / 1000)
 
 
-def test_every_frame_of_a_file_is_drawn_and_written(tiny_run, clip, people, tmp_path, capsys):
-    words = ["stream", "--source", str(clip), "--every-frame", "--detector", "mtcnn", "--model", str(tiny_run.folder)]
+def test_every_frame_of_a_file_is_drawn_and_written(light_run, clip, people, tmp_path, capsys):
+    words = ["stream", "--source", str(clip), "--every-frame", "--detector", "mtcnn", "--model", str(light_run.folder)]
     assert cli.main([*words, "--save", str(tmp_path / "out.mp4"), "--jsonl", str(tmp_path / "out.jsonl")]) == 0
     rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [row["frame"] for row in rows] == list(range(len(people)))
@@ -98,8 +98,8 @@ def test_a_polite_end_stops_and_a_second_one_is_as_usual(number):
     assert signal.getsignal(signal.SIGINT) == interrupt  # a job in the background begins with it ignored
 
 
-def test_ctrl_c_ends_cleanly_with_whole_files(tiny_run, clip, tmp_path):
-    words = ["stream", "--source", str(clip), "--loop", "--model", str(tiny_run.folder)]
+def test_ctrl_c_ends_cleanly_with_whole_files(light_run, clip, tmp_path):
+    words = ["stream", "--source", str(clip), "--loop", "--model", str(light_run.folder)]
     words += ["--save", str(tmp_path / "out.mp4"), "--jsonl", str(tmp_path / "out.jsonl")]
     process = subprocess.Popen([sys.executable, "-c", SCRIPT, *words], stderr=subprocess.PIPE, text=True)
     until = time.monotonic() + 120

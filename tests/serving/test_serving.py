@@ -1,6 +1,7 @@
 import copy
 import csv
 import errno
+import functools
 import json
 import os
 import re
@@ -14,14 +15,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tfface import cli, commands, labels, recipes
+from tfface import cli, commands, labels
 from tfface.errors import UserError
 from tfface.faces import synthesize
 from tfface.faces.crops import Alignment
 from tfface.faces.photos import read_photo
 from tfface.serving import optimize
 from tfface.serving.predictor import SHIPPED, Predictor, find_model
-from tfface.training.run import Run
 
 SERVE = """
 import sys
@@ -41,8 +41,8 @@ np.savez(out, **{k: v.astype(str) if v.dtype == object else v for k, v in arrays
 
 
 @pytest.fixture(scope="module")
-def predictor(tiny_run):
-    return Predictor(tiny_run.folder)
+def predictor(light_run):
+    return Predictor(light_run.folder)
 
 
 @pytest.fixture(scope="module")
@@ -53,24 +53,9 @@ def group(tmp_path_factory):
     return path, image, truths
 
 
-@pytest.fixture
-def mirrored_run(tmp_path):
-    """A run of ARG, two views and an age among its outputs, of a network that is small; with its first weights."""
-    recipe = recipes.load("arg", "years", tiny=True).changed(train_from="", test_mirror=True, image_size=(48, 48))
-    run = Run(tmp_path / "run")
-    run.begin(recipe, {"name": recipe.data, "landmarks": Alignment("margin").landmarks}, "cpu")
-    keras.utils.set_random_seed(0)
-    image = keras.Input((*recipe.image_size, 3), name="image")
-    x = keras.layers.Conv2D(8, 5, strides=2, activation="relu")(keras.layers.Rescaling(1 / 255)(image))
-    x = keras.layers.Flatten()(x)  # left and right are told apart
-    heads = {task.name: keras.layers.Dense(task.width, "softmax", name=task.name)(x) for task in recipe.tasks()}
-    keras.Model(image, heads).save(run.trained_file)
-    return run
-
-
-def test_saved_model_equals_the_keras_model_with_only_tensorflow(mirrored_run, tmp_path):
-    assert cli.main(["export", str(mirrored_run.folder), "--out", str(tmp_path / "saved")]) == 0
-    predictor = Predictor(mirrored_run.folder)
+def test_saved_model_equals_the_keras_model_with_only_tensorflow(light_run, tmp_path):
+    assert cli.main(["export", str(light_run.folder), "--out", str(tmp_path / "saved")]) == 0
+    predictor = Predictor(light_run.folder)
     size = predictor.recipe.image_size[::-1]
     faces = (synthesize.face(seed).image for seed in (3_000_000, 3_000_001, 3_000_002))
     crops = np.stack([cv2.resize(face, size, interpolation=cv2.INTER_AREA) for face in faces])
@@ -158,13 +143,13 @@ def test_crops_of_another_kind_are_said(predictor):
         assert f"expected a uint8 array (n, {height}, {width}, 3)" in str(error.value)
 
 
-def test_predict_goes_on_after_broken_photos(tiny_run, group, tmp_path, capsys):
+def test_predict_goes_on_after_broken_photos(light_run, group, tmp_path, capsys):
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     Image.fromarray(np.full((90, 120, 3), 127, "uint8")).save(tmp_path / "blank.png")
     (tmp_path / "empty").mkdir()
     words = [str(tmp_path / "broken.jpg"), str(tmp_path / "blank.png"), str(tmp_path / "empty"), str(group[0])]
     to = tmp_path / "out"
-    code = cli.main(["predict", *words, "--model", str(tiny_run.folder), "--out", "picture,json,csv", "--to", str(to)])
+    code = cli.main(["predict", *words, "--model", str(light_run.folder), "--out", "picture,json,csv", "--to", str(to)])
     assert code == 2
     said = capsys.readouterr()
     for word in ("broken.jpg", "blank.png", "empty"):
@@ -178,12 +163,14 @@ def test_predict_goes_on_after_broken_photos(tiny_run, group, tmp_path, capsys):
     assert said.out.count("group.png: ") == 1  # the answer stands on the terminal too
     (picture,) = to.rglob("group.png-faces.jpg")
     assert Image.open(picture).size == Image.open(group[0]).size
-    assert cli.main(["predict", words[1], "--out", "csv", "--to", str(tmp_path / "none")]) == 1
+    words = ["predict", words[1], "--model", str(light_run.folder), "--out", "csv", "--to", str(tmp_path / "none")]
+    assert cli.main(words) == 1
     assert (tmp_path / "none" / "predictions.csv").read_text().splitlines() == ["photo,x0,y0,x1,y1,score"]
 
 
-def test_predict_takes_the_compact_network_where_none_is_named(group, tmp_path):
+def test_predict_takes_the_compact_network_where_none_is_named(group, tmp_path, monkeypatch):
     """Offline: it needs no weights but those of the package, and gives embeddings."""
+    monkeypatch.setattr("tfface.serving.predictor.Predictor", functools.cache(Predictor))  # loaded once for both
     assert cli.main(["predict", str(group[0]), "--out", "json,csv", "--embeddings", "--to", str(tmp_path)]) == 0
     ((_, faces),) = [row.values() for row in json.loads((tmp_path / "predictions.json").read_text())]
     assert len(faces) == 5
@@ -223,21 +210,22 @@ def test_the_network_from_fairface_alone_knows_real_faces(samples):
         assert (outputs[task].argmax(axis=1) == truth).mean() > least
 
 
-def test_embeddings_that_cannot_be_written_are_said(tiny_run, group, tmp_path, capsys):
+def test_embeddings_that_cannot_be_written_are_said(light_run, group, tmp_path, capsys):
     words = ["predict", str(group[0]), "--embeddings", "--to", str(tmp_path / "out")]
-    for more, said in (((), "add json to --out"), (("--out", "json", "--model", str(tiny_run.folder)), "no embedding")):
+    model = ("--model", str(light_run.folder))
+    for more, said in (((), "add json to --out"), (("--out", "json", *model), "no embedding")):
         assert cli.main([*words, *more]) == 2
         assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
-def test_photos_of_one_name_keep_a_picture_each(tiny_run, group, tmp_path, capsys):
+def test_photos_of_one_name_keep_a_picture_each(light_run, group, tmp_path, capsys):
     for place in ("one/a.jpg", "two/a.jpg", "two/a.png"):
         (tmp_path / place).parent.mkdir(exist_ok=True)
         Image.open(group[0]).save(tmp_path / place)
     to = tmp_path / "one" / "out"  # inside a folder that is searched
     named = ("one", "two", "two/a.png")  # one of them twice
-    words = ["predict", *(str(tmp_path / name) for name in named), "--model", str(tiny_run.folder)]
+    words = ["predict", *(str(tmp_path / name) for name in named), "--model", str(light_run.folder)]
     for _ in range(2):
         assert cli.main([*words, "--out", "picture,json", "--to", str(to)]) == 0
         assert capsys.readouterr().out.splitlines()[-1].startswith("3 photos, 15 faces")
@@ -245,13 +233,15 @@ def test_photos_of_one_name_keep_a_picture_each(tiny_run, group, tmp_path, capsy
     assert pictures == ["one/a-faces.jpg", "two/a-faces.jpg", "two/a.png-faces.jpg"]
 
 
-def test_photos_below_the_folder_of_the_results_are_not_passed_over_in_silence(group, tmp_path, monkeypatch, capsys):
+def test_photos_below_the_folder_of_the_results_are_not_passed_over_in_silence(
+    light_run, group, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "in").mkdir()
     Image.open(group[0]).save(tmp_path / "in" / "a.jpg")
     (tmp_path / "predictions.json").write_text("an earlier one")
     for to in (".", "in"):
-        assert cli.main(["predict", "in", "--out", "json", "--to", to]) == 2
+        assert cli.main(["predict", "in", "--model", str(light_run.folder), "--out", "json", "--to", to]) == 2
         assert "in lies in the folder of the results" in capsys.readouterr().err
     assert (tmp_path / "predictions.json").read_text() == "an earlier one"
 
@@ -263,9 +253,9 @@ def test_pictures_of_names_that_would_be_one_are_kept_apart():
     assert len({_picture_name(Path("in") / name, "in") for name in names}) == len(names)
 
 
-def test_no_face_is_exit_code_one(tiny_run, tmp_path):
+def test_no_face_is_exit_code_one(light_run, tmp_path):
     Image.fromarray(np.full((90, 120, 3), 127, "uint8")).save(tmp_path / "blank.png")
-    words = ["predict", str(tmp_path / "blank.png"), "--model", str(tiny_run.folder), "--to", str(tmp_path / "out")]
+    words = ["predict", str(tmp_path / "blank.png"), "--model", str(light_run.folder), "--to", str(tmp_path / "out")]
     assert cli.main(words) == 1
 
 
@@ -290,18 +280,18 @@ def test_nothing_is_exported_into_the_package(tmp_path, monkeypatch):
     assert commands.export("compact", form="onnx") == Path("runs/compact/model.onnx")
 
 
-def test_an_export_replaces_a_saved_model_and_nothing_else(tiny_run, tmp_path):
-    before = sorted(path.name for path in tiny_run.folder.iterdir())
-    for folder, words in ((tiny_run.folder, "config.json"), (tmp_path, "mine.txt")):
+def test_an_export_replaces_a_saved_model_and_nothing_else(light_run, tmp_path):
+    before = sorted(path.name for path in light_run.folder.iterdir())
+    for folder, words in ((light_run.folder, "config.json"), (tmp_path, "mine.txt")):
         (tmp_path / "mine.txt").write_text("of a person")
         with pytest.raises(UserError, match=rf"would be lost: .*{words}"):
-            commands.export(tiny_run.folder, folder)
-    assert sorted(path.name for path in tiny_run.folder.iterdir()) == before
+            commands.export(light_run.folder, folder)
+    assert sorted(path.name for path in light_run.folder.iterdir()) == before
     with pytest.raises(UserError, match="--int8"):
-        commands.export(tiny_run.folder, tmp_path / "x", data="synthetic_faces/small")
+        commands.export(light_run.folder, tmp_path / "x", data="synthetic_faces/small")
 
 
-def test_an_export_to_a_disk_that_takes_nothing_is_one_line(tiny_run, tmp_path, monkeypatch):
+def test_an_export_to_a_disk_that_takes_nothing_is_one_line(light_run, tmp_path, monkeypatch):
     def refused(path, *_, **__):
         if path != tmp_path:
             raise OSError(errno.EROFS, os.strerror(errno.EROFS))
@@ -312,15 +302,16 @@ def test_an_export_to_a_disk_that_takes_nothing_is_one_line(tiny_run, tmp_path, 
             place, name, lambda network, *_: network
         )  # what is written does not matter, and takes seconds
     with pytest.raises(UserError, match="saved cannot be written: Read-only file system"):
-        commands.export(tiny_run.folder, tmp_path / "saved")
+        commands.export(light_run.folder, tmp_path / "saved")
 
 
-def test_names_that_are_no_utf8(group, tmp_path):
+def test_names_that_are_no_utf8(light_run, group, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     name = b"latin\xe9.png"
     (photos / os.fsdecode(name)).write_bytes(group[0].read_bytes())
-    assert cli.main(["predict", str(photos), "--to", str(tmp_path / "out"), "--out", "picture,json,csv"]) == 0
+    words = ["predict", str(photos), "--model", str(light_run.folder), "--to", str(tmp_path / "out")]
+    assert cli.main([*words, "--out", "picture,json,csv"]) == 0
     assert (tmp_path / "out" / os.fsdecode(b"latin\xe9.png-faces.jpg")).stat().st_size > 1000
     assert name in (tmp_path / "out" / "predictions.csv").read_bytes()
     assert json.loads((tmp_path / "out" / "predictions.json").read_text())[0]["photo"].endswith(os.fsdecode(name))
