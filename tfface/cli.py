@@ -188,10 +188,12 @@ def _build(options):
 
     from tfface import commands
 
-    # What TFDS and Beam warn of and nobody need mend: a config made as it was asked for, an absent client of a cloud.
+    # What TFDS and Beam warn of and nobody need mend: a config made as it was asked for, an absent client of a cloud;
+    # and Beam's traceback of a full disk, which is said in a line at the end.
     for logger, words in (
         (absl.logging.get_absl_logger(), "Using custom data configuration"),
         (logging.getLogger(), "apitools not found"),
+        (logging.getLogger("apache_beam.runners.common"), "No space left on device"),
     ):
         logger.addFilter(lambda record, words=words: words not in record.getMessage())
     chosen = {"size": options.size, "no_face": options.no_face, "detector": options.detector}
