@@ -223,7 +223,8 @@ def pictures(pairs: Iterable[tuple[int, int]], processes: int | None = None) -> 
 
     Args:
         pairs: (identity, seed) of each picture, any iterable.
-        processes: how many draw; one for each processor if None. With 1 no process is started.
+        processes: how many draw; one for each processor if None. With 1 no process is started. Each of several reads
+            the script anew that calls this, which must do so below `if __name__ == "__main__":`.
 
     Yields:
         `face(seed, identity=identity)` for each pair. Only a few chunks are drawn ahead, so memory stays bounded.

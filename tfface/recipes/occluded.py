@@ -73,7 +73,7 @@ class Occluded(Recipe):
         embedding_width: length of the embedding, for table1 and ir.
         masked: blot out what an occluder has spoilt by a feature mask, and learn the occlusion's pattern beside.
         pattern_weight: weight of the pattern's loss.
-        people: identities of the training set; taken from the data set.
+        people: identities of the data set, each with a centre; those of validation too, whom training never shows.
         m1, m2, m3: margins of `AngularMarginLoss`; CosFace's by default, as the paper.
         scale: its scale.
         optimizer_name: "sgd" (the paper) or "adam".
