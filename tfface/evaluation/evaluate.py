@@ -299,9 +299,10 @@ def _number(value) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _confused_pairs(confusion: np.ndarray, classes, most: int = 5) -> list[dict]:
+def _confused_pairs(confusion: np.ndarray, classes) -> list[dict]:
+    """The five pairs of classes that are confused most."""
     wrong = confusion * (1 - np.eye(len(classes), dtype=int))
-    pairs = [np.unravel_index(i, wrong.shape) for i in np.argsort(-wrong, axis=None, kind="stable")[:most]]
+    pairs = [np.unravel_index(i, wrong.shape) for i in np.argsort(-wrong, axis=None, kind="stable")[:5]]
     return [
         {
             "truth": classes[i],

@@ -203,29 +203,24 @@ def reliability(task: Mapping) -> Figure:
 
 
 @styled
-def within_years(age: Mapping, published: Mapping[str, Mapping[int, float]] | None = None) -> Figure:
+def within_years(age: Mapping) -> Figure:
     """Share of faces whose predicted age is at most k years off, for k from 0 to 20.
 
     Args:
         age: figures of ages, as `evaluate.age_errors` gives them.
-        published: other models' shares by name and years, drawn as points.
     """
     figure = _figure(4.6, 3.8)
     axes = figure.add_subplot()
     years = [row["years"] for row in age["within"]]
-    axes.plot(years, [row["value"] for row in age["within"]], label="model" if published else None)
+    axes.plot(years, [row["value"] for row in age["within"]])
     low, high = zip(*(row["interval"] for row in age["within"]), strict=True)
     axes.fill_between(years, low, high, color=BLUE, alpha=0.25, linewidth=0)
-    for name, points in (published or {}).items():
-        axes.plot(list(points), list(points.values()), "D", markersize=5, label=name)
     for k in (5, 10):
         share = age["within"][k]["value"]
         axes.plot(k, share, "o", color=BLUE, markersize=5)
         axes.annotate(f"{share:.3f} within {k} years", (k, share), (7, -12), textcoords="offset points")
     axes.set(xlabel="years off, at most", ylabel="share of faces", xlim=(0, years[-1]), ylim=(0, 1.02))
     axes.set_xticks(range(0, years[-1] + 1, 5))
-    if published:
-        axes.legend(loc="lower right")
     return figure
 
 

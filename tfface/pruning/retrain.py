@@ -98,8 +98,8 @@ class Retraining:
         model.trainable = True
         fit(self.recipe, folder, self.data_dir, model=model, callbacks=callbacks, about=choices)
 
-    def figures(self, model: keras.Model, split: str = "test") -> dict[str, float]:
-        """Accuracy of each task on a split, and the mean error of ages in years, over the recipe's test views.
+    def figures(self, model: keras.Model) -> dict[str, float]:
+        """Accuracy of each task on the split test, and the mean error of ages in years, over the recipe's test views.
 
         Of joined data sets the figures of each, by its name.
 
@@ -109,7 +109,7 @@ class Retraining:
         figures = {}
         if any(task.is_attribute for task in self.recipe.tasks()):
             for data in measured_parts(self.recipe, self.data_dir):
-                measured = evaluate(predict_with(self.recipe, model, split, data, self.data_dir))
+                measured = evaluate(predict_with(self.recipe, model, "test", data, self.data_dir))
                 of = f"{data} " if "+" in self.recipe.data else ""
                 tasks = measured["tasks"].items()
                 figures |= {f"{of}{task} accuracy": row["accuracy"]["value"] for task, row in tasks}

@@ -109,9 +109,9 @@ def export_saved_model(run: Run, folder: str | Path, bfloat16: bool = False) -> 
     return folder
 
 
-def image_spec(recipe: Recipe, batch: int | None = None) -> tf.TensorSpec:
+def image_spec(recipe: Recipe) -> tf.TensorSpec:
     """What the network takes: `(batch, height, width, 3)` float32 RGB in [0, 255]."""
-    return tf.TensorSpec((batch, *recipe.image_size, 3), tf.float32, name="images")
+    return tf.TensorSpec((None, *recipe.image_size, 3), tf.float32, name="images")
 
 
 def forward_of(network: keras.Model, recipe: Recipe) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
