@@ -55,14 +55,14 @@ def colour(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="session")
 def colours(tmp_path_factory):
-    """Prepared sets of 4x4 pixels, men blue and women red: whole; of half unknown genders; in another order; without
-    ages; without any label; without a validation split."""
+    """Prepared sets of 4x4 pixels, men blue and women red: whole; of half unknown genders; in another order; called
+    otherwise; without ages; without any label; without a validation split."""
     folder = tmp_path_factory.mktemp("data")
 
-    def store(name, genders=GENDERS, lacks=(), unknown=0, splits=("train", "validation", "test")):
+    def store(name, genders=GENDERS, called=None, lacks=(), unknown=0, splits=("train", "validation", "test")):
         features = {
             "image": tfds.features.Image(shape=(4, 4, 3), encoding_format="png"),
-            "gender": tfds.features.ClassLabel(names=list(genders)),
+            "gender": tfds.features.ClassLabel(names=list(called or genders)),
             "age": tfds.features.Scalar(np.int64),
             "key": tfds.features.Text(),
         }
@@ -91,6 +91,8 @@ def colours(tmp_path_factory):
     store("colours")
     store("half_known", unknown=32)
     store("swapped", genders=GENDERS[::-1])
+    store("renamed", genders=GENDERS[::-1], called=("Woman", "Man"))
+    store("lowercase", called=("male", "female"))
     store("ageless", lacks=("age",))
     store("unlabelled", lacks=("gender", "age"))
     store("unvalidated", splits=("train", "test"))

@@ -56,12 +56,24 @@ def test_an_unknown_label_is_in_no_group(data_dir, monkeypatch):
 
 
 def test_classes_in_another_order_are_not_trained_on(colour, data_dir, tmp_path):
-    with pytest.raises(UserError, match=r"in another order. Expected: Male, Female. Received: Female, Male"):
+    with pytest.raises(
+        UserError, match=r"in another order or by other names. Expected: Male, Female. Received: Female, Male"
+    ):
         fit(colour(data="swapped"), tmp_path / "run", data_dir, verbose=0)
     assert not (tmp_path / "run").exists()
     # A network that was trained on the right order is measured by the names.
     run = fit(colour(epochs=5), tmp_path / "right", data_dir, verbose=0)
     one, other = (predict_split(run, "test", data, data_dir) for data in ("colours", "swapped"))
+    np.testing.assert_array_equal(one.truth["gender"], other.truth["gender"])
+
+
+def test_classes_that_are_called_otherwise_are_neither_trained_on_nor_measured(colour, data_dir, tmp_path):
+    with pytest.raises(UserError, match=r"Expected: Male, Female. Received: Woman, Man"):
+        fit(colour(data="renamed"), tmp_path / "run", data_dir, verbose=0)
+    run = fit(colour(data="lowercase"), tmp_path / "right", data_dir, verbose=0)
+    with pytest.raises(UserError, match=r"tells Male, Female apart. Received: renamed/1.0.0 with Woman, Man"):
+        predict_split(run, "test", "renamed", data_dir)
+    one, other = (predict_split(run, "test", data, data_dir) for data in ("colours", "lowercase"))
     np.testing.assert_array_equal(one.truth["gender"], other.truth["gender"])
 
 

@@ -134,7 +134,7 @@ def truth_of(
                 order = np.array([*map(own.index, names), -1])  # what is not known stays -1
                 truth[task.label], classes[task.label] = order[truth[task.label]], own
                 task = replace(task, classes=own)
-            elif task.classes != own:  # the recipe takes its classes from a data set, and was trained on another
+            elif not batches.same_names(names, own):
                 raise UserError(
                     f"The network tells {', '.join(own)} apart. Received: {builder.info.full_name} with "
                     f"{', '.join(names)}, and which is which is not said: call its classes as the network does, and "

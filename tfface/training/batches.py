@@ -107,17 +107,22 @@ def check_labels(recipe: Recipe, builder: pipeline.Builder) -> None:
         builder: a prepared data set.
 
     Raises:
-        UserError: a label is absent, or its classes stand in another order than the network's outputs.
+        UserError: a label is absent, or its classes have other names, or another order, than the network's outputs.
     """
     require_labels(recipe, builder, "learns")
     classes = pipeline.class_names(builder)
     for task in recipe.tasks():
         names = classes.get(task.label, ())
-        if names != task.classes and set(names) == set(task.classes):
+        if len(names) == len(task.classes) and not same_names(names, task.classes):
             raise UserError(
-                f"{builder.info.full_name} has the classes of {task.label} in another order. Expected: "
-                f"{', '.join(task.classes)}. Received: {', '.join(names)}. Give them in that order in its builder."
+                f"{builder.info.full_name} has the classes of {task.label} in another order or by other names. "
+                f"Expected: {', '.join(task.classes)}. Received: {', '.join(names)}. Give them so in its builder."
             )
+
+
+def same_names(names: Sequence[str], others: Sequence[str]) -> bool:
+    """Whether classes have the same names in the same order; small and capital letters do not matter."""
+    return [name.casefold() for name in names] == [name.casefold() for name in others]
 
 
 def _labelled(tasks: Sequence[Task], row: dict) -> dict:
