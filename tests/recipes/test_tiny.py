@@ -1,5 +1,6 @@
 """One check over every recipe: shrunk to seconds it trains, evaluates, reports and exports on synthetic faces."""
 
+import functools
 import json
 import shutil
 import zipfile
@@ -15,19 +16,34 @@ from tfface import commands, recipes
 from tfface.data import pipeline
 from tfface.data.pipeline import View
 from tfface.errors import UserError
+from tfface.evaluation import plots
 from tfface.pruning import checkpoint, retrain
 from tfface.recipes import RECIPES
 from tfface.serving.predictor import SHIPPED
 from tfface.training import batches
 from tfface.training.fit import fit, prepared
+from tfface.training.run import Run
+
+
+@pytest.fixture(scope="module")
+def reproduced(data_dir, tmp_path_factory):
+    """`reproduced(recipe name)`: its recipe, and what was made of one epoch; each is made once."""
+
+    @functools.cache
+    def reproduced(name):
+        recipe = recipes.load(name, settings=["epochs=1"], tiny=True)
+        with pytest.MonkeyPatch.context() as patch:  # that figures can be drawn is the matter of tests/evaluation
+            patch.setattr(plots, "svg", lambda figure: b"<svg/>")
+            return recipe, commands.reproduce(recipe, [0], tmp_path_factory.mktemp(name), data_dir=data_dir)
+
+    return reproduced
 
 
 @pytest.mark.filterwarnings("error:Your input ran out of data")
 @pytest.mark.parametrize("recipe_name", sorted(set(RECIPES) - {"arg", "occluded"}))  # arg: tests/training and serving
-def test_the_whole_way(recipe_name, data_dir, tmp_path):
-    recipe = recipes.load(recipe_name, settings=["epochs=1"], tiny=True)
-    made = commands.reproduce(recipe, [0], tmp_path / recipe_name, data_dir=data_dir)
-    run = tmp_path / recipe_name / "seed-0"
+def test_the_whole_way(recipe_name, reproduced, data_dir):
+    recipe, made = reproduced(recipe_name)
+    run = made["saved_model"].parent / "seed-0"
     assert len((run / "metrics.jsonl").read_text().splitlines()) == 1
     figures = json.loads((run / "metrics.json").read_text())["test"]
     # All 120, but those of the race that four races leave out.
@@ -45,9 +61,9 @@ def test_the_whole_way(recipe_name, data_dir, tmp_path):
         assert answer[f"{task}_probabilities"].shape == (2, len(figures["tasks"][task]["classes"]))
 
 
-def test_compact_heads_on_a_trained_compact_network(data_dir, tmp_path):
+def test_compact_heads_on_a_trained_compact_network(reproduced, data_dir, tmp_path):
     """The heads are learnt anew, what lies below and the embedding stay as they are."""
-    first = fit(recipes.load("compact", tiny=True), tmp_path / "first", data_dir, verbose=0)
+    first = Run(reproduced("compact")[1]["saved_model"].parent / "seed-0")
     tiny = recipes.load("compact", tiny=True).variant("heads")
     recipe = tiny.changed(network=str(first.trained_file), epochs=2, batch_size=32, bottleneck_width=16)
     run = fit(recipe, tmp_path / "heads", data_dir, verbose=0)

@@ -27,6 +27,7 @@ class Colour(Recipe):
     epochs: int = 1
     batch_size: int = 16
     activation: str = "relu"
+    dropout_rate: float = 0.0
     learning_rate: float = 0.1
     genders: tuple[str, ...] = GENDERS
 
@@ -37,6 +38,7 @@ class Colour(Recipe):
         image = keras.Input((*self.image_size, 3), name="image")
         x = keras.layers.GlobalAveragePooling2D(name="mean")(keras.layers.Rescaling(1 / 255, name="scale")(image))
         x = keras.layers.Dense(8, self.activation, name="hidden")(x)
+        x = keras.layers.Dropout(self.dropout_rate, name="dropout")(x)
         logits = {task.name: keras.layers.Dense(task.width, name=f"{task.name}_logits")(x) for task in self.tasks()}
         softmax = {name: keras.layers.Activation("softmax", name=name)(logit) for name, logit in logits.items()}
         return keras.Model(image, softmax, name=self.name)

@@ -34,7 +34,11 @@ def test_it_learns(tiny_run):
     assert metrics["tasks"]["gender"]["accuracy"]["value"] > 0.8
 
 
-def test_a_run_killed_three_times_ends_as_an_unbroken_one(tiny_run, tiny_recipe, data_dir, tmp_path, monkeypatch):
+def test_a_run_killed_three_times_ends_as_an_unbroken_one(colour, colours, tmp_path, monkeypatch):
+    """From cached features, with a dropout, whose draws go on too."""
+    recipe = colour(train_from="mean", epochs=4, dropout_rate=0.5)
+    unbroken = fit(recipe, tmp_path / "unbroken", colours, verbose=0)
+
     class Killed(BaseException):
         pass
 
@@ -60,16 +64,16 @@ def test_a_run_killed_three_times_ends_as_an_unbroken_one(tiny_run, tiny_recipe,
         with monkeypatch.context() as patch:
             patch.setattr(place, name, stop)
             with pytest.raises(Killed):
-                fit(tiny_recipe, run.folder, data_dir, verbose=0)
+                fit(recipe, run.folder, colours, verbose=0)
         assert len(run.history()) == epochs
         assert not run.done
     run.figures_file.write_text("{}")  # somebody measured the network as it was then
-    fit(tiny_recipe, run.folder, data_dir, verbose=0)
+    fit(recipe, run.folder, colours, verbose=0)
     assert run.figures_file.exists() == (json.loads(run.done_file.read_text())["best_epoch"] < 1)
-    assert figures_of(run) == figures_of(tiny_run)
+    assert figures_of(run) == figures_of(unbroken)
     seconds = sum(row["seconds"] for row in run.history())  # those of the processes before, too
     assert json.loads(run.done_file.read_text())["seconds"] == round(seconds, 1)
-    for mine, other in zip(weights_of(run), weights_of(tiny_run), strict=True):
+    for mine, other in zip(weights_of(run), weights_of(unbroken), strict=True):
         np.testing.assert_array_equal(mine, other)
 
 
