@@ -99,7 +99,7 @@ def test_the_central_face_is_chosen():
 
 
 def test_facenet_tells_real_people_apart(facenet, samples):
-    """48 pairs of LFW's first fold, centre crop: a wrong tensor anywhere would end near 0.5."""
+    """48 pairs of LFW's first fold, centre crop: a wrong tensor of the trunk would end near 0.5."""
     import cv2
 
     from tfface.models import inception_resnet_v1
