@@ -381,6 +381,21 @@ def test_a_password_goes_to_the_proxy(monkeypatch):
     assert "secret" not in str(error.value)
 
 
+def test_what_stands_between_is_said(monkeypatch):
+    def refuse(request, timeout):
+        raise urllib.error.URLError("[SSL: CERTIFICATE_VERIFY_FAILED] self-signed")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setenv("https_proxy", "http://me:secret@proxy:3128")
+    with pytest.raises(
+        UserError, match=r"through the proxy http://proxy:3128 of https_proxy: no_proxy=::1 .*SSL_CERT_F"
+    ):
+        client.connect("https://[::1]:443", "faces").card()
+    monkeypatch.setenv("no_proxy", "host")
+    with pytest.raises(UserError, match="self-signed; of an authority"):
+        client.connect("https://host:443", "faces").card()
+
+
 def test_passwords_are_not_said():
     with pytest.raises(UserError, match=r"answers at http://127\.0\.0\.1:9") as error:
         client.connect("http://me:secret@127.0.0.1:9", timeout=5).card()

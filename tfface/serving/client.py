@@ -192,6 +192,18 @@ class Server:
 class Rest(Server):
     """TensorFlow Serving's REST interface, in columns: every input and output one array."""
 
+    def _absent(self, reason):
+        scheme, _, place = self.address.partition("://")
+        host = place.rpartition("@")[2]
+        proxy = urllib.request.getproxies().get(scheme)
+        if proxy and not urllib.request.proxy_bypass(host):
+            name = urllib.parse.urlsplit(f"//{host}").hostname
+            proxy = without_password(proxy)
+            reason = f"{reason}; asked through the proxy {proxy} of {scheme}_proxy: no_proxy={name} goes past it"
+        if "CERTIFICATE_VERIFY_FAILED" in str(reason):
+            reason = f"{reason}; of an authority of your own, name the certificate in SSL_CERT_FILE"
+        return super()._absent(reason)
+
     def predict(self, signature, inputs):
         scheme, _, place = self.address.partition("://")
         login, _, host = place.rpartition("@")
