@@ -183,10 +183,15 @@ def test_other_sites_and_names_are_refused(client):
     assert client.get("/", base_url="http://localhost:8000").status_code == 200
     theirs = client.post("/photo", data=b"x", headers={"Origin": "https://evil.example"}, **LOCAL)
     assert theirs.status_code == 403
+    lied = client.post("/photo", data=b"x", headers={"Sec-Fetch-Site": "same-site"}, **LOCAL)
+    assert lied.status_code == 403
+    assert client.get("/", headers={"Sec-Fetch-Site": "cross-site"}, **LOCAL).status_code == 200  # by a link
+    proxied = {"Origin": "https://faces.example", "Sec-Fetch-Site": "same-origin"}
+    assert client.post("/photo", data=b"x", headers=proxied, **LOCAL).status_code == 400
     own = client.post("/photo", data=b"x", headers={"Origin": "http://127.0.0.1:8000"}, **LOCAL)
     assert own.status_code == 400
-    broken = client.post("/photo", data=b"x", headers={"Origin": "http://["}, **LOCAL)
-    assert broken.status_code == 403
+    for broken in ("http://[", "null"):
+        assert client.post("/photo", data=b"x", headers={"Origin": broken}, **LOCAL).status_code == 403
     assert client.get("/elsewhere", **LOCAL).status_code == 404
 
 

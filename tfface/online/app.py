@@ -131,9 +131,13 @@ class App:
     def _check_origin(self, request: Request) -> None:
         if self.hosts and urlsplit(f"//{request.host}").hostname not in self.hosts:
             raise Forbidden(f"This page is served to {', '.join(self.hosts)} only.")
-        origin = request.headers.get("Origin")
-        if origin and origin.partition("://")[2] != request.host:
-            raise Forbidden("Another web site may not use this page.")
+        if request.method != "POST":  # a link to the page may stand anywhere
+            return
+        origin = request.headers.get("Origin", "")
+        own = not origin or origin.partition("://")[2] == request.host
+        # What the browser itself knows of it, where it says so: a proxy between may change the host.
+        if request.headers.get("Sec-Fetch-Site", "same-origin" if own else "") not in ("same-origin", "none"):
+            raise Forbidden(f"Another web site may not use this page. Received: Origin {origin}, Host {request.host}.")
 
     def _show_page(self) -> Response:
         nonce = secrets.token_urlsafe(16)
