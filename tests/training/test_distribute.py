@@ -135,6 +135,14 @@ def test_one_device_shares_nothing():
         Devices(count=4).check(33)
 
 
+@pytest.mark.parametrize("jobs", ["a:1,a:1", "a,b", "a:1,", "a:one,b:2"])
+def test_places_that_are_none_are_said_at_once(jobs, monkeypatch):
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    monkeypatch.setattr(keras.distribution, "initialize", None)
+    with pytest.raises(UserError, match=f"a place of its own each. Received: {jobs}"):
+        join(jobs.split(","), 0)
+
+
 def test_only_jax_joins_machines():
     with pytest.raises(UserError, match="KERAS_BACKEND=jax"):
         join(["a:1", "b:1"], 0)

@@ -6,6 +6,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -110,7 +111,8 @@ def join(jobs: Sequence[str], index: int) -> None:
         index: which of them this process is, from 0.
 
     Raises:
-        UserError: another backend than JAX, or an index that is not one of the jobs.
+        UserError: another backend than JAX, jobs that are no places or twice the same one, an index that is not one of
+            them, or others that do not come.
     """
     if keras.backend.backend() != "jax":
         raise UserError(
@@ -118,6 +120,9 @@ def join(jobs: Sequence[str], index: int) -> None:
             f"{keras.backend.backend()}. Set KERAS_BACKEND=jax. (TensorFlow's MultiWorkerMirroredStrategy fails in "
             "Keras 3.15's fit and is not offered.)"
         )
+    if len(set(jobs)) < len(jobs) or not all(re.fullmatch(r"\S+:[0-9]{1,5}", job) for job in jobs):
+        # JAX would wait for minutes for a process that cannot come, and hear no Ctrl-C meanwhile.
+        raise UserError(f"--jobs must be HOST:PORT,HOST:PORT,..., a place of its own each. Received: {','.join(jobs)}.")
     if not 0 <= index < len(jobs):
         raise UserError(f"--job-index must be in 0 to {len(jobs) - 1}, a place in --jobs. Received: {index}.")
     try:
