@@ -6,7 +6,7 @@ import pytest
 
 from tfface.models import MODELS
 
-NAMES = sorted(MODELS.keys() - {"inception_resnet_v1"})  # arg is the same network with heads
+TRAINED = sorted(MODELS.keys() - {"inception_resnet_v1"})  # arg is the same network with heads
 
 
 def images(model, count=4):
@@ -17,7 +17,7 @@ def flat(outputs):
     return outputs if isinstance(outputs, dict) else {"output": outputs}
 
 
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=sorted(MODELS))
 def model(request):
     keras.utils.set_random_seed(0)
     return MODELS[request.param]()
@@ -61,7 +61,7 @@ def test_predict_on_arrays_is_predict_on_a_dataset(model):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])  # recipes are trained in float32
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_one_step_of_training(name, policy):
     keras.utils.set_random_seed(0)
     before = keras.mixed_precision.dtype_policy()
