@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -141,6 +142,16 @@ def test_places_that_are_none_are_said_at_once(jobs, monkeypatch):
     monkeypatch.setattr(keras.distribution, "initialize", None)
     with pytest.raises(UserError, match=f"a place of its own each. Received: {jobs}"):
         join(jobs.split(","), 0)
+
+
+def test_sigterm_still_stops_a_process_that_joined():
+    script = (
+        "import os, signal, sys, time; from tfface.training.distribute import join; join(sys.argv[1:], 0); "
+        "signal.raise_signal(signal.SIGTERM); time.sleep(1)"
+    )
+    environment = {**os.environ, "KERAS_BACKEND": "jax", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", script, f"localhost:{free_port()}"]
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=120).returncode == -signal.SIGTERM
 
 
 def test_only_jax_joins_machines():

@@ -125,6 +125,9 @@ def join(jobs: Sequence[str], index: int) -> None:
         raise UserError(f"--jobs must be HOST:PORT,HOST:PORT,..., a place of its own each. Received: {','.join(jobs)}.")
     if not 0 <= index < len(jobs):
         raise UserError(f"--job-index must be in 0 to {len(jobs) - 1}, a place in --jobs. Received: {index}.")
+    import jax
+
+    jax.config.update("jax_enable_preemption_service", False)  # it takes SIGTERM for itself, and nothing ends by it
     try:
         keras.distribution.initialize(",".join(jobs), len(jobs), index)
     except RuntimeError as error:
