@@ -127,6 +127,8 @@ def test_what_is_left_of_a_run_is_trained_and_measured_as_the_run_was(run, data_
     assert result["data"].startswith("synthetic_faces/small")
     assert table(result).startswith("| taylor 0.25 by global, epochs: 1 | base |")
     assert len((tmp_path / "training" / "metrics.jsonl").read_text().splitlines()) == 1
+    with pytest.raises(UserError, match=f"holds runs; name one of them: {tmp_path / 'training'}"):
+        Run(tmp_path).config()
     accuracy = rows_of(result)["gender accuracy"]
     known = evaluate(predict_split(run, "test", data_dir=data_dir, progress=False))
     assert accuracy["base"] == known["tasks"]["gender"]["accuracy"]["value"]

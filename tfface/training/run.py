@@ -58,11 +58,11 @@ class Run:
             UserError: there is no run in this folder.
         """
         if not self.config_file.exists():
-            seeds = sorted(path.parent.name for path in self.folder.glob(f"seed-*/{self.config_file.name}"))
-            within = f" It holds runs; name one of them: {', '.join(str(self.folder / seed) for seed in seeds)}."
+            held = sorted(str(path.parent) for path in self.folder.glob(f"*/{self.config_file.name}"))
+            within = f" It holds runs; name one of them: {', '.join(held)}."
             raise UserError(
                 f"No run is in {self.folder}: expected {self.config_file.name}, which `tfface train` writes there."
-                + within * bool(seeds)
+                + within * bool(held)
             )
         return files.read_json(self.config_file, "The run's configuration")
 
