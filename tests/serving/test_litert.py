@@ -36,10 +36,11 @@ def test_outputs_are_those_of_the_keras_model(small_run, exported):
     ]
 
 
-def test_int8_is_smaller_and_close(small_run, exported, tmp_path):
+def test_int8_is_smaller_and_close(small_run, exported, tmp_path, recwarn):
     import tensorflow as tf
 
     file = litert.export_litert(small_run, tmp_path / "model.tflite", faces(small_run, 32, seed=2))
+    assert not [warning for warning in recwarn if "is deprecated" in str(warning.message)]
     assert file.stat().st_size < 0.4 * exported.stat().st_size
     images = faces(small_run, 8)
     answer, expected = litert.load_litert(file)(images), litert.load_litert(exported)(images)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import keras
@@ -84,10 +85,19 @@ def _quantized(converter, images: np.ndarray) -> bytes:
     converter.representative_dataset = samples
     # The public way to leave some operations in float32; nothing is debugged here.
     options = tf.lite.experimental.QuantizationDebugOptions(denylisted_ops=IN_FLOAT)
-    debugger = tf.lite.experimental.QuantizationDebugger(
-        converter=converter, debug_dataset=samples, debug_options=options
-    )
+    with _no_word_of_its_removal():
+        debugger = tf.lite.experimental.QuantizationDebugger(
+            converter=converter, debug_dataset=samples, debug_options=options
+        )
     return debugger.get_nondebug_quantized_model()
+
+
+@contextlib.contextmanager
+def _no_word_of_its_removal() -> Iterator[None]:
+    """Where TensorFlow makes an interpreter: it says that a later one will have moved it; the pinned one has it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
+        yield
 
 
 def load_litert(file: str | Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
@@ -99,9 +109,7 @@ def load_litert(file: str | Path) -> Callable[[np.ndarray], dict[str, np.ndarray
     Returns:
         A function of images, float32 `(batch, height, width, 3)` in [0, 255], that gives a dict of arrays.
     """
-    with warnings.catch_warnings():
-        # It says that a later TensorFlow will have moved it to a package of its own; the pinned one has it.
-        warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
+    with _no_word_of_its_removal():
         interpreter = tf.lite.Interpreter(str(file), num_threads=os.cpu_count())
     runner = interpreter.get_signature_runner(SIGNATURE)
     # `interpreter` must live as long as its runner does.
