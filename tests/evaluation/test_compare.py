@@ -125,6 +125,17 @@ def test_a_page_and_a_table(runs, tmp_path, capsys):
     assert compared["figures"]["age error"]["rows"][1]["difference"]["value"] == 0
 
 
+def test_a_pruned_network_is_what_is_different(runs, capsys):
+    base, fast = runs
+    config = json.loads((fast / "config.json").read_text())
+    choices = {"source": str(base), "method": "l1", "ratio": 0.5, "exclude": [], "network": "8e486b6782370c67"}
+    (fast / "config.json").write_text(json.dumps({**config, "data": {"model": choices}}))
+    assert main(["compare", str(base), str(fast), "--out", str(base / "page")]) == 0
+    assert "learning_rate: 0.5, pruned: method l1, ratio 0.5 " in capsys.readouterr().out
+    assert main(["compare", str(fast), str(base), "--out", str(base / "page")]) == 0
+    assert "pruned: no " in capsys.readouterr().out
+
+
 def test_other_images_cannot_be_compared(runs, tmp_path, predictions):
     told(tmp_path / "fewer", predictions.chosen(np.arange(300)))
     with pytest.raises(UserError, match=r"base with 400, .*fewer with 300, 300 of them in both"):

@@ -15,6 +15,7 @@ from tfface.data import pipeline
 from tfface.errors import UserError
 from tfface.evaluation.evaluate import evaluate
 from tfface.evaluation.predictions import predict_split
+from tfface.evaluation.run_report import _learnt_from
 from tfface.pruning import checkpoint
 from tfface.pruning.checkpoint import prune_checkpoint, table
 from tfface.pruning.retrain import Retraining
@@ -129,6 +130,10 @@ def test_what_is_left_of_a_run_is_trained_and_measured_as_the_run_was(run, data_
     assert len((tmp_path / "training" / "metrics.jsonl").read_text().splitlines()) == 1
     with pytest.raises(UserError, match=f"holds runs; name one of them: {tmp_path / 'training'}"):
         Run(tmp_path).config()
+    learnt = _learnt_from(Run(tmp_path / "training"))
+    assert learnt.endswith(
+        ", its network pruned (method taylor, ratio 0.25, scope global, multiple_of 8, exclude ['stem'])"
+    )
     accuracy = rows_of(result)["gender accuracy"]
     known = evaluate(predict_split(run, "test", data_dir=data_dir, progress=False))
     assert accuracy["base"] == known["tasks"]["gender"]["accuracy"]["value"]

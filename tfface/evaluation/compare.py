@@ -34,7 +34,7 @@ class Scores(NamedTuple):
 
     Attributes:
         folder: the run's folder.
-        fields: the fields of its recipe.
+        fields: the fields of its recipe; and "pruned", how its network was, or "no".
         key: (n,) names of the images, sorted.
         figures: name of the figure -> (seeds, n): "TASK accuracy", 1 where the answer is right and 0 where not, or
             "age error", years >= 0.
@@ -72,7 +72,7 @@ def scores(folder: str | Path, split: str = "test") -> Scores:
     folder, _, named = str(folder).partition(":")
     folder, split = Path(folder), named or split
     runs = runs_in(folder)
-    fields = runs[0].recipe().to_json()
+    fields = runs[0].recipe().to_json() | {"pruned": runs[0].pruned or "no"}
     every = [Predictions.load(run.folder / f"predictions-{split}.npz") for run in runs]
     every = [predictions.chosen(np.argsort(predictions.key)) for predictions in every]
     for run, predictions in zip(runs, every, strict=True):

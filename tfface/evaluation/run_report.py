@@ -17,7 +17,7 @@ from tfface.evaluation.pages import Picture, Section, Table
 from tfface.evaluation.predictions import measured_parts
 from tfface.evaluation.report import Comparison, write_report
 from tfface.recipes import Recipe
-from tfface.training.run import runs_in
+from tfface.training.run import Run, runs_in
 
 
 def figure(figures: dict, task: str, metric: str) -> float | None:
@@ -83,8 +83,7 @@ def report(folder: str | Path, data_dir: str | Path | None = None, command: str 
     return write_report(
         folder,
         title=recipe.title,
-        summary=f"{_learnt_from(config)}{reported}{chosen}"
-        + synthetic * config["data"]["name"].startswith("synthetic"),
+        summary=f"{_learnt_from(first)}{reported}{chosen}" + synthetic * config["data"]["name"].startswith("synthetic"),
         metrics={shown: every[0][shown], **every[0]} if shown else None,
         predictions=predictions,
         comparison=rows,
@@ -111,14 +110,17 @@ def figures_names(parts: Sequence[str], recipe: Recipe, split: str) -> list[str]
     return [f"{part.replace('/', '-')}-{split}" if joined else split for part in parts]
 
 
-def _learnt_from(config: dict) -> str:
+def _learnt_from(run: Run) -> str:
     """On what a run was trained, and from which others it learnt."""
+    config = run.config()
     recipe = config["recipe"]
     words = f"trained on {config['data']['name']}"
     if recipe.get("extra_data"):
         words += f" and the training faces of {recipe['extra_data']}"
     if recipe.get("distill_from"):
         words += f", from labels and from what {recipe['distill_from']} says of each face"
+    if run.pruned:
+        words += f", its network pruned ({run.pruned})"
     if "soup" in config:
         words = f"the mean of the weights of {' and '.join(config['soup'])}; the best of them was {words}"
     return words[0].upper() + words[1:]

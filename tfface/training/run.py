@@ -72,6 +72,14 @@ class Run:
         path = self.folder.resolve()
         return f"{path.parent.name}-{path.name}" if path.name.startswith("seed-") else path.name
 
+    @property
+    def pruned(self) -> str:
+        """How its network was pruned, in the words of `tfface prune`'s options; empty where it was not."""
+        choices = self.config().get("data", {}).get("model", {})
+        return ", ".join(
+            f"{name} {value}" for name, value in choices.items() if value and name not in ("source", "network")
+        )
+
     def recipe(self) -> Recipe:
         """The recipe that the run was trained by.
 
