@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from tfface import cli, recipes
 from tfface.errors import UserError
-from tfface.evaluation.embeddings import embed_images, load_embedder, read_pairs
+from tfface.evaluation.embeddings import _cut_otherwise, _seen, embed_images, load_embedder, read_pairs
 from tfface.faces.crops import Alignment, describe
 from tfface.faces.detect import load_detector
 from tfface.faces.synthesize import face
@@ -107,6 +107,22 @@ def test_pairs_are_drawn_of_the_split_that_is_named(people, network, tmp_path, m
     assert (
         "There are: people/few, people/images-five-point-centre, people/own, people/pairs." in capsys.readouterr().err
     )
+
+
+def test_what_a_network_learnt_from_or_knows_otherwise_is_said(tmp_path):
+    run = Run(tmp_path / "run")
+    run.begin(recipes.load("occluded", tiny=True), {"name": "other/1.0.0+people/images-five-point/1.0.0"}, "cpu")
+
+    def seen(split, data="people/images-five-point"):
+        return " ".join(_seen(str(run.folder), data, split))
+
+    for split in ("train", "train[:50%]", "validation+train"):
+        assert f"learnt from faces of the split {split} of people/images-five-point:" in seen(split)
+    assert not seen("validation") + seen("train", "people/images") + "".join(_seen("facenet", "people/own", "train"))
+    assert not _cut_otherwise(str(run.folder), "people/images-five-point")
+    assert not _cut_otherwise(str(run.folder), "other")
+    # as they were before the faces were cut out
+    assert "far too low" in _cut_otherwise(str(run.folder), "people/images")[0]
 
 
 def test_embeddings_come_from_the_cache_and_mirrors_hold_the_plain_ones(people, network, monkeypatch):

@@ -218,7 +218,9 @@ def embed_pairs(
             f"LFW's protocol wants pairs of one person and of two, in two folds or more. Received: {data} with "
             f"{len(pairs['same'])} pairs, {'both kinds' if kinds > 1 else 'one kind'}, {folds} folds."
         )
-    sides, notes = [], _cut_otherwise(embedder.name, data) if embedder.crop == "whole" else []
+    sides, notes = [], []
+    if embedder.crop == "whole":
+        notes = _cut_otherwise(embedder.name, data) + _seen(embedder.name, data, split or _split(sets[0]))
     for side, builder in zip(("first", "second"), sets, strict=True):
         keys, embeddings, without_face = embed_images(embedder, builder, mirror, bfloat16, split)
         row_of = {key: row for row, key in enumerate(keys)}
@@ -238,14 +240,29 @@ def embed_pairs(
 
 def _cut_otherwise(model: str, data: str) -> list[str]:
     """A line where a network may be shown other cuts of faces than it learnt: nothing else tells it from a poor one."""
-    learnt = _learnt_from(model)
-    align = "margin" if model == "facenet" else alignment_of(learnt)
-    if data in learnt or re.search(rf"[/-]{align}\b", data):
+    align = "margin" if model == "facenet" else alignment_of(_learnt_from(model))
+    if _learnt(model, data) or re.search(rf"[/-]{align}\b", data):
         return []
     return [
         f"The network knows faces cut by --align {align}, and those of {data} are shown as they are: unless they are "
         f"cut so, its figures are far too low. Build the set with --align {align}."
     ]
+
+
+def _seen(model: str, data: str, split: str) -> list[str]:
+    """A line where a network is shown faces that it learnt from, or nothing would tell its figures from honest ones."""
+    learnt = Run(model).config()["recipe"]["train_split"].split("+") if _learnt(model, data) else []
+    if not any(f"{part}[".startswith(f"{one}[") for part in split.split("+") for one in learnt):
+        return []
+    return [
+        f"The network learnt from faces of the split {split} of {data}: its figures, the threshold among them, are "
+        "better than those of people whom it has not seen."
+    ]
+
+
+def _learnt(model: str, data: str) -> bool:
+    """Whether a run learnt from a data set. One that is cut otherwise has another name that may begin alike."""
+    return any(f"{part}/".startswith(f"{data}/") for part in _learnt_from(model).split("+"))
 
 
 def embed_images(
