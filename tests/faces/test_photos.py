@@ -163,6 +163,12 @@ def test_empty_not_a_picture_and_missing(tmp_path):
         assert name in str(error.value)
 
 
+@pytest.mark.parametrize("source", [io.BytesIO(b"photo"), bytearray(b"photo"), None])
+def test_what_is_neither_path_nor_bytes_is_refused(source):
+    with pytest.raises(UserError, match=f"is a {type(source).__name__}; expected the path of a file, or its bytes"):
+        read_photo(source)
+
+
 def test_floating_point_pixels_are_refused():
     with pytest.raises(UserError, match="floating-point"):
         read_photo(encoded(Image.new("F", (2, 2), 0.5), "TIFF"))

@@ -56,6 +56,11 @@ def read_photo(source: str | os.PathLike | bytes) -> np.ndarray:
         UserError: the file is missing, empty, truncated, not a picture, of an unknown depth, or above
             `MAX_PIXELS`.
     """
+    if not isinstance(source, str | os.PathLike | bytes):
+        raise UserError(
+            f"a photo to read is a {type(source).__name__}; expected the path of a file, or its bytes: of an open one "
+            "pass what its read() gives"
+        )
     name = f"of {len(source)} bytes" if isinstance(source, bytes) else os.fspath(source)
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
