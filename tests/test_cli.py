@@ -224,6 +224,17 @@ def test_the_demo_takes_any_folder(monkeypatch, tmp_path, capsys):
     assert "the demo stopped at `tfface weights fetch facenet`" in capsys.readouterr().err
 
 
+def test_prune_names_the_run_of_the_smaller_network(monkeypatch, capsys):
+    monkeypatch.setattr("tfface.pruning.checkpoint.prune_checkpoint", lambda *_, **__: {"file": "runs/a/pruned.keras"})
+    monkeypatch.setattr("tfface.pruning.checkpoint.table", lambda _: "")
+    command = ["prune", "runs/a", "--ratio", "0.5"]
+    told = []
+    for more in (["--finetune", "1"], [], ["--finetune", "1", "--schedule", "polynomial"]):
+        assert cli.main([*command, *more]) == 0
+        told.append("runs/a/training" in capsys.readouterr().out)
+    assert told == [True, False, False]
+
+
 BAR = """
 import sys, time
 from tfface import cli

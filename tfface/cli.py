@@ -407,6 +407,8 @@ def _prune(options):
     )
     print(table(result))
     print(f"\npruned: {result['file']}")
+    if options.finetune and not options.schedule:  # on a schedule the whole network was trained
+        print(f"its run, for evaluate, predict and export: {Path(result['file']).parent / 'training'}")
 
 
 def _export(options):
