@@ -408,7 +408,8 @@ def _prune(options):
     print(table(result))
     print(f"\npruned: {result['file']}")
     if options.finetune and not options.schedule:  # on a schedule the whole network was trained
-        print(f"its run, for evaluate, predict and export: {Path(result['file']).parent / 'training'}")
+        run = Path(result["file"]).parent / "training"
+        print(f"its run (the best epoch, not the last), for evaluate, predict and export: {run}")
 
 
 def _export(options):

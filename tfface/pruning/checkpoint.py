@@ -74,7 +74,8 @@ def prune_checkpoint(
             images; `sensitivity.json` and `sensitivity.png` show it.
         untouched: names or patterns of layers to leave as they are, as in `tfface.pruning.channel_groups`.
         schedule: "constant" or "polynomial" (TFMOT's), for a run that trains; "" cuts at once.
-        finetune: epochs of training by the run's recipe.
+        finetune: epochs of training by the run's recipe. `pruned.keras` and its figures are of the last one; without a
+            schedule the folder `training` is a run of the smaller network, which keeps the best one.
         data: prepared data set for accuracy (split `test`) and training; for a run only. If empty, accuracy is measured
             where the run trains, on its own data set.
         data_dir: where data sets are prepared.
