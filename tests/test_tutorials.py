@@ -20,6 +20,8 @@ ELSEWHERE = {
     "tfface doctor": "tests/test_cli.py",
     "tfface lr-find gender": "minutes; at tiny size in tests/training",
     "tfface reproduce gender --data": "wants a GPU; at tiny size in tests/recipes",
+    "tfface build image_folder/races": "wants folders of four races: tests/datasets/test_image_folder.py",
+    "tfface reproduce race": "the same; at tiny size in tests/recipes",
     "tfface export": "tests/serving",
     "tfface train gender": "minutes; at tiny size in tests/training",
     "tfface evaluate runs/finetuned": "what that would have trained",
