@@ -80,13 +80,13 @@ def write_onnx(model, folder):
     model.export(folder / "model.onnx", format="onnx", verbose=False)
 
 
-def load(folder: Path) -> Callable:
+def load(folder: Path, threads: int | None = None) -> Callable:
     """What was written, as a function of an array of images that gives an array."""
     if (folder / "model.onnx").exists():
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = os.cpu_count()
+        options.intra_op_num_threads = threads or os.cpu_count()
         session = onnxruntime.InferenceSession(folder / "model.onnx", options, providers=["CPUExecutionProvider"])
         return lambda images: session.run(None, {session.get_inputs()[0].name: images})[0]
     served = tf.saved_model.load(str(folder))
@@ -108,7 +108,9 @@ WAYS = {
 own exporter writes; `tfface` is folded, joined and frozen."""
 
 
-def prepared(network: str, ways: list[str], folder: Path) -> tuple[np.ndarray, np.ndarray, dict[str, Callable]]:
+def prepared(
+    network: str, ways: list[str], folder: Path, threads: int | None = None
+) -> tuple[np.ndarray, np.ndarray, dict[str, Callable]]:
     """Write what is not in the folder yet and load it: images, the model's outputs of the first, way -> function."""
     images, outputs = folder / "images.npy", folder / "outputs.npy"
     missing = [way for way in ways if not (folder / way).exists()]
@@ -122,7 +124,7 @@ def prepared(network: str, ways: list[str], folder: Path) -> tuple[np.ndarray, n
         for way in missing:
             with written_aside(folder / way) as aside:
                 WAYS[way](model, aside)
-    return np.load(images), np.load(outputs), {way: load(folder / way) for way in ways}
+    return np.load(images), np.load(outputs), {way: load(folder / way, threads) for way in ways}
 
 
 def measure(
@@ -154,15 +156,23 @@ def main():
         metavar="N",
         help="calls after each pause: 1 a lone request, 10 a busy server",
     )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=os.cpu_count(),
+        help="that share one operation (TensorFlow's intra-op parallelism)",
+    )
     parser.add_argument("--keep", type=Path, metavar="DIR", help="keep what is exported here, and take what is here")
     parser.add_argument("--csv", type=Path, help="write the rows to this file too")
     arguments = parser.parse_args()
-    about = f"{os.cpu_count()} CPU cores, TensorFlow {tf.__version__}"
+    tf.config.threading.set_intra_op_parallelism_threads(arguments.threads)
+    about = f"{os.cpu_count()} CPU cores, {arguments.threads} threads, TensorFlow {tf.__version__}"
     print(about, flush=True)
     rows = []
     with tempfile.TemporaryDirectory() as temporary:
         for network in arguments.networks:
-            images, expected, ways = prepared(network, arguments.ways, (arguments.keep or Path(temporary)) / network)
+            folder = (arguments.keep or Path(temporary)) / network
+            images, expected, ways = prepared(network, arguments.ways, folder, arguments.threads)
             scale = np.abs(expected).max()
             error = {way: np.abs(call(images[:4]) - expected).max() / scale for way, call in ways.items()}
             for batch in arguments.batches:
