@@ -10,7 +10,8 @@
   one graph after the other as its `analyze` does | FairFace's ResNet34 in PyTorch, one face after the other as its
   `predict.py` does;
 - embeddings of 160x160 crops: tfface's exported FaceNet | facenet-pytorch's, the same architecture;
-- a training step of ResNet50, 224 pixels, SGD with momentum: keras.applications' with and without XLA | torchvision's.
+- a training step of keras.applications' ResNet50, 224 pixels, SGD with momentum: as `tfface train` takes it, with its
+  batch norms fused | as Keras does, with and without XLA | torchvision's.
 
 Detection has its own benchmark, `detect.py`; so has a training step of TCGF-ResNet, `train_step.py`. All of a group
 take turns, the best of the repeats counts, by the clock and by processor time (which others' work touches less).
@@ -42,6 +43,7 @@ from serve import prepared
 from tfface.files import written_aside
 from tfface.serving.export import export_saved_model
 from tfface.serving.predictor import find_model
+from tfface.training.batch_norm import fused_batch_norms
 
 
 class Peers:
@@ -108,11 +110,18 @@ def exported(model: str, folder: Path, bfloat16: bool = False) -> Callable:
     return lambda images, served=served: signature(images=tf.constant(images))["age"].numpy()
 
 
-def train_step(jit_compile: bool) -> Callable:
+def train_step(jit_compile: bool, fused: bool = False) -> Callable:
     model = keras.applications.ResNet50(weights=None)
     loss = keras.losses.SparseCategoricalCrossentropy()
     model.compile(keras.optimizers.SGD(0.01, momentum=0.9), loss, jit_compile=jit_compile)
-    return lambda images: model.train_on_batch(images, np.arange(len(images)) % 1000)
+    if not fused:
+        return lambda images: model.train_on_batch(images, np.arange(len(images)) % 1000)
+
+    def step(images):
+        with fused_batch_norms(model):  # only the first call traces
+            model.train_on_batch(images, np.arange(len(images)) % 1000)
+
+    return step
 
 
 def attributes(peers, folder):
@@ -145,6 +154,7 @@ def embeddings(peers, folder):
 def training(peers, folder):
     images = np.random.default_rng(0).uniform(0, 255, (16, 224, 224, 3)).astype("float32")
     what = "training step, ResNet50, 16 images"
+    yield what, "tfface", images, timed(train_step(False, fused=True))
     yield what, "Keras", images, timed(train_step(False))
     yield what, "Keras, XLA", images, timed(train_step(True))
     if peers:

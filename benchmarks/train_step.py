@@ -28,6 +28,7 @@ import numpy as np
 
 from tfface import labels, models, tasks
 from tfface.pruning.measure import multiply_adds
+from tfface.training.batch_norm import fused_batch_norms
 
 RACE = (tasks.classification("race", tuple(labels.GROUPINGS["four_races"][1])),)
 
@@ -65,7 +66,8 @@ class Step:
         # Ours scale inside.
         self.images = keras.ops.convert_to_tensor(images / 255 if name == "resnet50" else images)
         self.model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "categorical_crossentropy", jit_compile=jit)
-        self.warm_up()
+        with fused_batch_norms(self.model):  # as the training loop does
+            self.warm_up()
 
     def warm_up(self) -> None:
         """Take two steps that do not count: they compile, and search for kernels."""

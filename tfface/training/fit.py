@@ -21,6 +21,7 @@ from tfface.optimizers import OneCycle
 from tfface.recipes.recipe import Recipe
 from tfface.tasks import Task
 from tfface.training import batches
+from tfface.training.batch_norm import fused_batch_norms
 from tfface.training.callbacks import Recorder
 from tfface.training.distribute import ONE, Devices, several
 from tfface.training.features import cached_features
@@ -346,7 +347,7 @@ def fit(
             if verbose and first:
                 print(f"Going on after epoch {first} of {recipe.run_epochs}, found in {run.folder}.")
             events = [keras.callbacks.TensorBoard(run.folder / "events", write_graph=False)] if across.first else []
-            with across.scope():
+            with across.scope(), fused_batch_norms(ready.model):
                 ready.model.fit(
                     ready.training(first),
                     steps_per_epoch=ready.steps,

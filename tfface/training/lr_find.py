@@ -225,13 +225,15 @@ def find_for_recipe(
     """
     # Here, so that the range test itself needs neither TFDS nor, on another backend, TensorFlow.
     from tfface.data import pipeline
+    from tfface.training.batch_norm import fused_batch_norms
     from tfface.training.fit import device_name, prepared
 
     files.check_writable(folder)
     device_name(device)
     builder = pipeline.open_dataset(recipe.data, data_dir)
     ready = prepared(recipe.adapted(pipeline.class_names(builder)), builder, bfloat16, data_dir=data_dir)
-    curve = find_learning_rate(ready.model, ready.training(0), steps=steps)
+    with fused_batch_norms(ready.model):
+        curve = find_learning_rate(ready.model, ready.training(0), steps=steps)
     for name, rate in curve.suggestions.items():
         print(f"{name}: {'none, the loss did not fall' if rate is None else f'{rate:.2e}'}")
     print(f"curve: {curve.plot(Path(folder) / 'lr_find.png')}")
