@@ -883,7 +883,9 @@ def _robustness_options(parser):
 
 
 def _client_options(parser):
-    parser.add_argument("url", metavar="URL", help="http://HOST:8501 for REST, HOST:8500 for gRPC")
+    parser.add_argument(
+        "url", metavar="URL", help="http://HOST:8501 for REST, HOST:8500 for gRPC; over TLS https://, grpcs://"
+    )
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, folders or globs")
     parser.add_argument("--name", default="compact", help="the model (default: compact)")
     parser.add_argument("--version", type=int, metavar="N", help="its version (default: the newest)")

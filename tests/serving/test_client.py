@@ -1,4 +1,5 @@
 import base64
+import datetime
 import http.server
 import io
 import json
@@ -8,13 +9,18 @@ import time
 import types
 import urllib.error
 import urllib.request
+from concurrent import futures
 
+import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from PIL import Image, PngImagePlugin
 from tensorflow.core.framework import tensor_pb2
-from tensorflow_serving.apis import predict_pb2
+from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
 from tfface import cli
 from tfface.errors import UserError
@@ -177,8 +183,8 @@ def test_an_absent_server_is_said(group, capsys):
 
 def test_the_other_protocols_port_is_said(model_server):
     rest = client.connect(f"http://{model_server.grpc_url}", "faces", timeout=5)
-    grpc = client.connect(model_server.rest_url.removeprefix("http://"), "faces", timeout=5)
-    for server in (rest, grpc):
+    rpc = client.connect(model_server.rest_url.removeprefix("http://"), "faces", timeout=5)
+    for server in (rest, rpc):
         with pytest.raises(UserError, match=r"No TensorFlow Serving answers|did not answer"):
             server.card()
 
@@ -377,7 +383,7 @@ def test_a_password_goes_to_the_proxy(monkeypatch):
         client.connect("https://me:s%40fe@host:443", "faces").card()
     assert asked == [("https://host:443/v1/models/faces:predict", "Basic " + base64.b64encode(b"me:s@fe").decode())]
     with pytest.raises(UserError, match="Over gRPC no password is sent") as error:
-        client.connect("me:secret@host:8500")
+        client.connect("grpcs://me:secret@host:8500")
     assert "secret" not in str(error.value)
 
 
@@ -394,6 +400,49 @@ def test_what_stands_between_is_said(monkeypatch):
     monkeypatch.setenv("no_proxy", "host")
     with pytest.raises(UserError, match="self-signed; of an authority"):
         client.connect("https://host:443", "faces").card()
+
+
+@pytest.fixture(scope="module")
+def over_tls(model_server, tmp_path_factory):
+    """The stand-in over TLS: its address, and the file of the certificate that it signed itself."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+    file = tmp_path_factory.mktemp("authority") / "certificate.pem"
+    file.write_bytes(certificate)
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    rpc = grpc.server(futures.ThreadPoolExecutor(1))
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(model_server, rpc)
+    port = rpc.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([(secret, certificate)]))
+    rpc.start()
+    yield f"grpcs://localhost:{port}", file
+    rpc.stop(None)
+
+
+def test_grpc_over_tls(over_tls, monkeypatch, tmp_path):
+    url, certificate = over_tls
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    assert client.connect(url, "faces").card()["outputs"][0]["name"] == "gender"
+    with pytest.raises(UserError, match=r"answers at localhost:.* over TLS https:// or grpcs://"):
+        client.connect(url.removeprefix("grpcs://"), "faces", timeout=5).card()
+    monkeypatch.delenv("SSL_CERT_FILE")
+    with pytest.raises(UserError, match=rf"answers at {url} .*certificate in SSL_CERT_FILE"):
+        client.connect(url, "faces", timeout=5).card()
+    (tmp_path / "key.pem").write_text("no certificate")
+    for name, said in (("absent.pem", "cannot be read"), ("key.pem", "holds no certificate")):
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / name))
+        with pytest.raises(UserError, match=f"SSL_CERT_FILE names .*{name}, which {said}"):
+            client.connect(url, "faces").card()
 
 
 def test_passwords_are_not_said():

@@ -7,6 +7,7 @@ import functools
 import http.client
 import io
 import json
+import os
 import re
 import sys
 import time
@@ -44,7 +45,8 @@ def connect(
     """The server behind an address; nothing is sent yet.
 
     Args:
-        url: `http://host:8501` or `https://user:password@host` for REST; `host:8500` or `grpc://host:8500` for gRPC.
+        url: `http://host:8501` or `https://user:password@host` for REST; `host:8500` or `grpc://host:8500` for gRPC,
+            `grpcs://host:8500` for gRPC over TLS. Of an authority of your own, SSL_CERT_FILE names the certificate.
         name: name of the model.
         version: number of its version; None: the newest that is loaded.
         label: label of its version, such as "stable"; not together with `version`.
@@ -60,10 +62,10 @@ def connect(
         sound = bool(place) and "/" not in place and " " not in place and urllib.parse.urlsplit(f"//{place}").port != 0
     except ValueError:  # brackets without their like, or a port that is no number
         sound = False
-    if scheme not in ("", "grpc", "http", "https") or not sound:
+    if scheme not in ("", "grpc", "grpcs", "http", "https") or not sound:
         raise UserError(
-            "URL must be http://HOST:8501 (REST) or HOST:8500 (gRPC), without a path behind it. "
-            f"Received: {without_password(url)}."
+            "URL must be http://HOST:8501 (REST) or HOST:8500 (gRPC), over TLS https:// or grpcs://, without a path "
+            f"behind it. Received: {without_password(url)}."
         )
     if version is not None and label:
         raise UserError(f"Name a version or a label, not both. Received: version {version}, label {label}.")
@@ -76,7 +78,7 @@ def connect(
     kind = Rest if scheme.startswith("http") else Grpc
     if kind is Grpc and "@" in place:
         raise UserError("Over gRPC no password is sent: name HOST:8500 alone, or ask by http:// or https://.")
-    return kind(f"{scheme}://{place}" if kind is Rest else place, name, version, label, timeout)
+    return kind(place if scheme in ("", "grpc") else f"{scheme}://{place}", name, version, label, timeout)
 
 
 class Server:
@@ -162,9 +164,11 @@ class Server:
         return f"model {self.name}{part}"
 
     def _absent(self, reason) -> UserError:
+        if "CERTIFICATE_VERIFY_FAILED" in str(reason):
+            reason = f"{reason}; of an authority of your own, name the certificate in SSL_CERT_FILE"
         return UserError(
             f"No TensorFlow Serving answers at {self.shown} ({reason}). Expected REST at http://HOST:8501 or gRPC at "
-            "HOST:8500; check the address and that the server runs."
+            "HOST:8500, over TLS https:// or grpcs://; check the address and that the server runs."
         )
 
     def _late(self) -> UserError:
@@ -200,8 +204,6 @@ class Rest(Server):
             name = urllib.parse.urlsplit(f"//{host}").hostname
             proxy = without_password(proxy)
             reason = f"{reason}; asked through the proxy {proxy} of {scheme}_proxy: no_proxy={name} goes past it"
-        if "CERTIFICATE_VERIFY_FAILED" in str(reason):
-            reason = f"{reason}; of an authority of your own, name the certificate in SSL_CERT_FILE"
         return super()._absent(reason)
 
     def predict(self, signature, inputs):
@@ -273,7 +275,12 @@ class Grpc(Server):
         from tensorflow_serving.apis import prediction_service_pb2_grpc
 
         unlimited = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
-        return prediction_service_pb2_grpc.PredictionServiceStub(grpc.insecure_channel(self.address, unlimited))
+        scheme, _, place = self.address.rpartition("://")
+        if scheme == "grpcs":
+            channel = grpc.secure_channel(place, grpc.ssl_channel_credentials(_authority()), unlimited)
+        else:
+            channel = grpc.insecure_channel(place, unlimited)
+        return prediction_service_pb2_grpc.PredictionServiceStub(channel)
 
     def predict(self, signature, inputs):
         import grpc
@@ -307,6 +314,20 @@ class Grpc(Server):
             }
         except (ValueError, TypeError, LookupError) as error:  # bytes that are no text, or types that NumPy lacks
             raise self.strange(signature, f"an output cannot be read: {type(error).__name__}") from error
+
+
+def _authority() -> bytes | None:
+    """The certificates that SSL_CERT_FILE names, as OpenSSL reads them for REST; None: gRPC's own."""
+    file = os.environ.get("SSL_CERT_FILE")
+    if not file:
+        return None
+    try:
+        data = Path(file).read_bytes()
+    except OSError as error:
+        raise UserError(f"SSL_CERT_FILE names {file}, which cannot be read ({error.strerror}).") from error
+    if b"-----BEGIN CERTIFICATE-----" not in data:  # gRPC would name neither the file nor the reason
+        raise UserError(f"SSL_CERT_FILE names {file}, which holds no certificate in PEM.")
+    return data
 
 
 def _plain(value: np.ndarray):
