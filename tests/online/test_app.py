@@ -372,6 +372,22 @@ def test_the_page_when_things_come_in_another_order(app, browser):
         browser.value(WATCHED)
         assert browser.value("$('file').focus(), document.activeElement.id") == "file"  # by keyboard too
 
+        # The tabs' keys (WAI-ARIA); with Alt, Ctrl or Meta they are the browser's own.
+        browser.value("$('tab-photo').focus()")
+        for key, chosen in (
+            *(("End", "tab-live"), ("End", "tab-live"), ("Home", "tab-photo"), ("Home", "tab-photo")),
+            *(("ArrowLeft", "tab-live"), ("ArrowRight", "tab-photo"), ("ArrowRight", "tab-live"), ("a", "tab-live")),
+            ("ArrowLeft", "tab-photo"),
+        ):
+            event = f"new KeyboardEvent('keydown', {{ key: '{key}', cancelable: true }})"
+            scrolls = browser.value(f"document.activeElement.dispatchEvent({event})")
+            assert scrolls == (key == "a")
+            at = "[document.activeElement.id, document.querySelector('[aria-selected=true]').id]"
+            assert browser.value(at) == [chosen, chosen]
+        event = "new KeyboardEvent('keydown', { key: 'ArrowLeft', altKey: true })"
+        browser.value(f"document.activeElement.dispatchEvent({event})")
+        assert browser.value("document.activeElement.id") == "tab-photo"
+
         # The answer to the photo before comes after that to the newest one.
         browser.value("(async () => { show(await picture('a.png')); show(await picture('b.png')); })()")
         browser.until("asked.length === 2")
