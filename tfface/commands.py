@@ -529,7 +529,12 @@ def verify(
 
     from tfface.evaluation import plots
     from tfface.evaluation.embeddings import embed_pairs, load_embedder
-    from tfface.evaluation.verification import centred_similarity, cosine_similarity, verify_folds
+    from tfface.evaluation.verification import (
+        centred_similarity,
+        cosine_similarity,
+        shortest_threshold,
+        verify_folds,
+    )
     from tfface.serving.predictor import SHIPPED, of_package
 
     embedder = load_embedder(
@@ -547,7 +552,7 @@ def verify(
     judged = centred_similarity(first, second, pairs["fold"]) if subtract_mean else similarity
     result = verify_folds(judged, same, pairs["fold"])
     result |= {"model": model, "data": data, "split": split, "crop": embedder.crop, **ways, "notes": notes}
-    result["threshold"] = float(np.mean([fold["threshold"] for fold in result["folds"]]))
+    result["threshold"] = shortest_threshold(np.mean([fold["threshold"] for fold in result["folds"]]), judged)
     if threshold is not None:
         result["at_threshold"] = {"threshold": threshold, "accuracy": float(np.mean((similarity >= threshold) == same))}
     files.write_json(folder / "verification.json", result)
@@ -558,16 +563,16 @@ def verify(
     say(
         f"{model} on {data}, {embedder.crop} crop{added}: accuracy "
         f"{result['accuracy']:.4f} ± {result['deviation']:.4f} over {len(result['folds'])} folds, {result['n']} pairs, "
-        f"mean threshold {result['threshold']:.3f}, AUC {result['auc']:.4f}"
+        f"mean threshold {result['threshold']}, AUC {result['auc']:.4f}"
     )
     if threshold is not None:
-        say(f"  accuracy at the threshold {threshold:.3f}: {result['at_threshold']['accuracy']:.4f}")
+        say(f"  accuracy at the threshold {threshold}: {result['at_threshold']['accuracy']:.4f}")
     for far, rate in result["tar"].items():
         low, high = rate["interval"]
         below, above = rate["far_interval"]
         say(
             f"  TAR at FAR {far}: {rate['value']:.4f}, 95 % interval {low:.4f} to {high:.4f}; threshold "
-            f"{rate['threshold']:.3f}, at which the FAR is {below:.4f} to {above:.4f}"
+            f"{rate['threshold']}, at which the FAR is {below:.4f} to {above:.4f}"
         )
     say(f"{folder / 'verification.json'}")
     return result

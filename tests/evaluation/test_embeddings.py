@@ -87,6 +87,9 @@ def test_verify_by_the_command(people, network, tmp_path, monkeypatch, capsys):
     assert len(result["folds"]) == FOLDS
     assert result["accuracy"] > 0.9  # shots of one pattern are alike even to a network that has learnt nothing
     assert 0 <= result["at_threshold"]["accuracy"] <= 1
+    said = capsys.readouterr().out
+    assert "accuracy at the threshold 0.9:" in said
+    assert f"mean threshold {result['threshold']}," in said  # to be typed: it judges as the one that was measured
     assert cli.main([*command[:-2], "--subtract-mean"]) == 0
     (folder,) = (tmp_path / "runs" / "verify").glob("*-mirror-subtract-mean")
     assert json.loads((folder / "verification.json").read_text())["subtract_mean"]

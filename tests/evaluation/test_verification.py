@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from tfface.evaluation.verification import best_threshold, centred_similarity, cosine_similarity, verify_folds
+from tfface.evaluation.verification import (
+    best_threshold,
+    centred_similarity,
+    cosine_similarity,
+    shortest_threshold,
+    verify_folds,
+)
 from tfface.faces.crops import main_face
 from tfface.faces.detect import Faces
 
@@ -85,6 +91,20 @@ def test_rates_are_given_only_where_negatives_allow_them():
     assert 0.006 < low < accepted < high < 0.015
     assert result["auc"] > 0.999
     assert result["accuracy"] > 0.99
+
+
+def test_thresholds_are_as_short_as_they_judge_alike():
+    similarity = np.array([0.41, 0.42246, 0.42247, 0.7])
+    assert shortest_threshold(0.5123456, similarity) == 0.512
+    assert shortest_threshold(0.42247, similarity) == 0.42247  # one of the pairs itself: 0.4225 would refuse it
+    assert shortest_threshold(0.422463, similarity) == 0.422463  # 0.42246 would accept the pair below
+    assert shortest_threshold(similarity[3] + 1e-6, similarity) == 0.700001  # nobody is accepted
+    rng = np.random.default_rng(0)
+    same = np.repeat([0, 1], 3000)
+    similarity = rng.uniform(size=6000) / 100 + same / 200
+    at = verify_folds(similarity, same, np.arange(6000) % 10)["tar"]["0.01"]
+    assert len(str(at["threshold"])) < 10
+    assert np.mean(similarity[same == 1] >= at["threshold"]) == pytest.approx(at["value"], abs=1e-9)
 
 
 def test_where_all_are_alike_no_threshold_keeps_to_a_rate():

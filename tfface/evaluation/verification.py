@@ -72,12 +72,28 @@ def best_threshold(similarity: np.ndarray, same: np.ndarray) -> float:
     return float(edges[cut])
 
 
+def shortest_threshold(threshold: float, similarity: np.ndarray) -> float:
+    """A threshold in as few decimals, three at least, as judge these similarities as it does: to be read and typed.
+
+    Args:
+        threshold: similarity >= threshold means the same person.
+        similarity: of any shape.
+    """
+    accepted = similarity >= threshold
+    for digits in range(3, 17):
+        rounded = round(float(threshold), digits)
+        if np.array_equal(similarity >= rounded, accepted):
+            return rounded
+    return float(threshold)
+
+
 def verify_folds(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> dict:
     """LFW's protocol: accuracy of each fold at the threshold that was best on the others; ROC over all pairs.
 
     Reference: Huang et al., Labeled Faces in the Wild (2007), View 2. With 3,000 pairs of different people a false
     accept rate below 1e-3 rests on fewer than three pairs: the rates are given only where at least ten negatives
-    stand behind them, with 95 % intervals, as if pairs were independent, and the lowest threshold that keeps to them.
+    stand behind them, with 95 % intervals, as if pairs were independent, and the lowest threshold that keeps to them
+    (written short, see `shortest_threshold`).
 
     Args:
         similarity: `(pairs,)`, higher is more alike; or `(folds, pairs)`, a row for each fold, see
@@ -121,7 +137,7 @@ def verify_folds(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> 
         tar[f"{far:g}"] = {
             "value": float(true_accepts[at]),
             "interval": _interval(true_accepts[at], positives),
-            "threshold": float(thresholds[at]),
+            "threshold": shortest_threshold(thresholds[at], similarity),
             "far_interval": _interval(false_accepts[at], negatives),
         }
     curve = roc_curve(same, similarity)[:2]
