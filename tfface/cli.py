@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tfface import __version__
 from tfface.errors import UserError
+from tfface.faces import ALIGNMENTS
 from tfface.packages import require_tensorflow
 
 GO_ON = ("build", "train", "reproduce", "sweep", "prune", "detect", "align")
@@ -199,7 +200,7 @@ def _build(options):
     chosen = {"size": options.size, "no_face": options.no_face, "detector": options.detector}
     chosen = {name: value for name, value in chosen.items() if value}
     if chosen and not options.align:
-        raise UserError(f"{', '.join(chosen)} given without --align; name the alignment: eyes, five-point or margin")
+        raise UserError(f"{', '.join(chosen)} given without --align; name the alignment: {', '.join(ALIGNMENTS)}")
     commands.build(
         options.data,
         options.manual_dir,
@@ -601,7 +602,7 @@ def _build_options(parser):
     )
     parser.add_argument("--manual-dir", metavar="DIR", help="folder of the original files, for sets under licence")
     parser.add_argument("--builders", metavar="DIR", help="folder of TFDS builders (default: those of tfface)")
-    parser.add_argument("--align", choices=("eyes", "five-point", "margin"), help="cut the faces out anew, aligned")
+    parser.add_argument("--align", choices=ALIGNMENTS, help="cut the faces out anew, aligned")
     parser.add_argument(
         "--size", type=_size, metavar="112x96", help="height x width of the crops (default: the paper's)"
     )
@@ -739,7 +740,7 @@ def _detect_options(parser):
 
 def _align_options(parser):
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, folders or globs")
-    parser.add_argument("--align", choices=("eyes", "five-point", "margin"), required=True, help="how to cut")
+    parser.add_argument("--align", choices=ALIGNMENTS, required=True, help="how to cut")
     parser.add_argument(
         "--size", type=_size, metavar="112x96", help="height x width of the crops (default: the paper's)"
     )

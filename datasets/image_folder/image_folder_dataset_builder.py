@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from tfface.data import aligned, near_copies, originals
 from tfface.errors import UserError
+from tfface.faces import ALIGNMENTS
 
 SPLITS = ("train", "validation", "test")
 
@@ -137,7 +138,7 @@ class Builder(aligned.AlignableBuilder):
         if isinstance(config, str) and config not in self.builder_configs:
             if not re.fullmatch(r"\w[\w.-]*", config):
                 raise UserError(f"a name has letters, digits, '_', '-' and '.', received {config!r}")
-            if taken := re.search(r"-(eyes|five-point|margin)(-|$)", config):
+            if taken := re.search(rf"-({'|'.join(ALIGNMENTS)})(-|$)", config):
                 raise UserError(
                     f"names with '{taken[0]}' are those of sets that --align {taken[1]} made of others: "
                     f"give the folder another one, received {config!r}"

@@ -11,7 +11,7 @@ from PIL import Image
 
 from tfface import files
 from tfface.errors import UserError
-from tfface.faces import crops, prepare
+from tfface.faces import ALIGNMENTS, crops, prepare
 from tfface.faces.crops import Alignment
 from tfface.faces.detect import Faces, load_detector
 from tfface.faces.photos import read_photo
@@ -282,6 +282,10 @@ def test_an_alignment_without_its_landmarks_is_one_clear_line(photos, tmp_path, 
 def test_bad_alignments(name, size, said):
     with pytest.raises(UserError, match=said):
         Alignment(name, size)
+
+
+def test_every_alignment_has_its_size_detector_and_landmarks():
+    assert ALIGNMENTS == tuple(crops.SIZES) == tuple(crops.DETECTOR_OF) == tuple(crops.NEEDED)
 
 
 def test_landmarks_of_a_crop_are_shares_of_it():

@@ -18,6 +18,7 @@ from google.protobuf.json_format import ParseError
 from tensorflow_datasets.core.dataset_info import DatasetInfoFileError
 
 from tfface.errors import UserError
+from tfface.faces import ALIGNMENTS
 
 PARALLEL = max(2, os.cpu_count() or 2)
 """Images decoded at once: one a core."""
@@ -233,7 +234,8 @@ def build_command(data: str) -> str:
         data: `name` or `name/config`, such as "utkface/margin"; see `tfface.data.aligned.aligned_config`.
     """
     name, _, config = data.partition("/")
-    found = re.fullmatch(r"(?:(.+)-)?(eyes|five-point|margin)(?:-(\d+x\d+))?(?:-(.+?))??(-centre)?", config)
+    aligns = "|".join(ALIGNMENTS)
+    found = re.fullmatch(rf"(?:(.+)-)?({aligns})(?:-(\d+x\d+))?(?:-(.+?))??(-centre)?", config)
     base, align, size, detector, centre = found.groups() if found else (config, None, None, None, None)
     words = ["tfface build", f"{name}/{base}" if base else name]
     words += [f"--align {align}"] * bool(align) + [f"--size {size}"] * bool(size)
