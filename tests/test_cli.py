@@ -225,14 +225,14 @@ def test_the_demo_takes_any_folder(monkeypatch, tmp_path, capsys):
 
 
 def test_prune_names_the_run_of_the_smaller_network(monkeypatch, capsys):
-    monkeypatch.setattr("tfface.pruning.checkpoint.prune_checkpoint", lambda *_, **__: {"file": "runs/a/pruned.keras"})
     monkeypatch.setattr("tfface.pruning.checkpoint.table", lambda _: "")
-    command = ["prune", "runs/a", "--ratio", "0.5"]
     told = []
-    for more in (["--finetune", "1"], [], ["--finetune", "1", "--schedule", "polynomial"]):
-        assert cli.main([*command, *more]) == 0
-        told.append("runs/a/training" in capsys.readouterr().out)
-    assert told == [True, False, False]
+    for run in ("runs/a/pruned/training", ""):
+        result = {"file": "runs/a/pruned/pruned.keras", "run": run}
+        monkeypatch.setattr("tfface.pruning.checkpoint.prune_checkpoint", lambda *_, result=result, **__: result)
+        assert cli.main(["prune", "runs/a", "--ratio", "0.5"]) == 0
+        told.append(capsys.readouterr().out.count("its run"))
+    assert told == [1, 0]
 
 
 BAR = """

@@ -408,9 +408,8 @@ def _prune(options):
     )
     print(table(result))
     print(f"\npruned: {result['file']}")
-    if options.finetune and not options.schedule:  # on a schedule the whole network was trained
-        run = Path(result["file"]).parent / "training"
-        print(f"its run (the best epoch, not the last), for evaluate, predict and export: {run}")
+    if result["run"]:
+        print(f"its run (the best epoch, not the last), for evaluate, predict and export: {result['run']}")
 
 
 def _export(options):

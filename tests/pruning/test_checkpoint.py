@@ -95,6 +95,7 @@ def test_a_file_becomes_a_smaller_plain_model(file, monkeypatch):
     assert rows["multiply-adds"]["speed_up"] == pytest.approx(1_130_816 / 335_008)
     assert rows["file, MB"]["pruned"] == pytest.approx((folder / "pruned.keras").stat().st_size / 1e6)
     assert rows["batch of 8, ms"]["speed_up"] > 0
+    assert result["run"] == ""
     lines = table(result).splitlines()
     assert lines[0] == "| l1 0.5 by layer | base | pruned | delta | speed-up |"
     assert lines[3] == "| multiply-adds | 1,130,816 | 335,008 | -70.4% | 3.38 |"
@@ -128,9 +129,9 @@ def test_what_is_left_of_a_run_is_trained_and_measured_as_the_run_was(run, data_
     assert result["data"].startswith("synthetic_faces/small")
     assert table(result).startswith("| taylor 0.25 by global, epochs: 1 | base |")
     assert len((tmp_path / "training" / "metrics.jsonl").read_text().splitlines()) == 1
-    with pytest.raises(UserError, match=f"holds runs; name one of them: {tmp_path / 'training'}"):
+    with pytest.raises(UserError, match=f"holds runs; name one of them: {result['run']}"):
         Run(tmp_path).config()
-    learnt = _learnt_from(Run(tmp_path / "training"))
+    learnt = _learnt_from(Run(result["run"]))
     assert learnt.endswith(
         ", its network pruned (method taylor, ratio 0.25, scope global, multiple_of 8, exclude ['stem'])"
     )
@@ -207,7 +208,10 @@ def test_a_training_on_a_schedule_goes_on_where_it_was_killed(run, data_dir, tmp
         raise KeyboardInterrupt
 
     def prune(name, ratio=0.5):
-        prune_checkpoint(run.folder, ratio, schedule="polynomial", finetune=2, data_dir=data_dir, out=tmp_path / name)
+        result = prune_checkpoint(
+            run.folder, ratio, schedule="polynomial", finetune=2, data_dir=data_dir, out=tmp_path / name
+        )
+        assert result["run"] == ""
         return keras.saving.load_model(tmp_path / name / "pruned.keras")
 
     unbroken = prune("unbroken")

@@ -87,8 +87,8 @@ def prune_checkpoint(
         faces: so many of those images, 1 or more.
 
     Returns:
-        What stands in `pruned.json`: the choices, `groups` (name -> [channels before, after]) and `rows` (name, base,
-        pruned, speed_up) for `table`.
+        What stands in `pruned.json`: the choices, `groups` (name -> [channels before, after]), `rows` (name, base,
+        pruned, speed_up) for `table`, and `run`, the folder of the run of the smaller network, "" if there is none.
 
     Raises:
         UserError: no such model, nothing in it can be cut, or a choice that is out of range or needs a run.
@@ -100,7 +100,7 @@ def prune_checkpoint(
     if str(source) == "facenet":
         source, input_shape = Path("runs") / source, input_shape or (160, 160, 3)
     out = Path(out) if out else source / "pruned" if run else source.with_name(f"{source.stem}-pruned")
-    file = out / "pruned.keras"
+    file, training = out / "pruned.keras", out / "training"
     if file.exists() and source.exists() and file.samefile(source):
         raise UserError(
             f"The pruned model would take the place of its source {source}: choose another folder by --out."
@@ -132,7 +132,7 @@ def prune_checkpoint(
         pruned = cut(base, {}, groups)
         steps = _schedule(schedule, ratio, finetune * retraining.steps)
         pruning = FilterPruning(steps, method, **choice, **taylor, untouched=untouched)
-        retraining.fit(pruned, out / "training", {**begun, "schedule": schedule}, [pruning])
+        retraining.fit(pruned, training, {**begun, "schedule": schedule}, [pruning])
         # From the weights: a training that had come to its end before has no step in which to choose.
         keep = nonzero_channels(pruned, groups)
         pruned = cut(pruned, keep, groups)
@@ -141,7 +141,7 @@ def prune_checkpoint(
         if finetune:
             # A training of what was only cut is not that of what was fitted too, and the other way round.
             start = {"reconstruct": reconstruct, "faces": faces} if reconstruct else {}
-            retraining.fit(pruned, out / "training", {**begun, **start})
+            retraining.fit(pruned, training, {**begun, **start})
             # Around the same layers and not compiled: the optimizer's state stays out of the file.
             pruned = keras.Model(pruned.input, pruned.output, name=pruned.name)
     if measured:
@@ -151,6 +151,7 @@ def prune_checkpoint(
         sizes = [_save(base, Path(folder) / "base.keras"), _save(pruned, file)]
     result = {
         "file": str(file),
+        "run": str(training) if finetune and not schedule else "",  # on a schedule the whole network was trained
         **choices,
         "schedule": schedule,
         "finetune": finetune,
