@@ -10,6 +10,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tfface import cli, recipes
+from tfface.data.pipeline import open_dataset
 from tfface.errors import UserError
 from tfface.evaluation.embeddings import _cut_otherwise, _seen, embed_images, load_embedder, read_pairs
 from tfface.faces.crops import Alignment, describe
@@ -30,7 +31,8 @@ def store(folder, config, features, examples, split="test"):
         config=config,
         data_dir=str(folder),
         split_datasets={
-            split: tf.data.Dataset.from_generator(lambda: examples, output_signature=features.get_tensor_spec())
+            one: tf.data.Dataset.from_generator(lambda: examples, output_signature=features.get_tensor_spec())
+            for one in split.split("+")
         },
         features=features,
     )
@@ -114,14 +116,20 @@ def test_pairs_are_drawn_of_the_split_that_is_named(people, network, tmp_path, m
 
 def test_what_a_network_learnt_from_or_knows_otherwise_is_said(tmp_path):
     run = Run(tmp_path / "run")
-    run.begin(recipes.load("occluded", tiny=True), {"name": "other/1.0.0+people/images-five-point/1.0.0"}, "cpu")
+    recipe = recipes.load("occluded", tiny=True).changed(train_split="train[:50%]")
+    run.begin(recipe, {"name": "other/1.0.0+people/images-five-point/1.0.0"}, "cpu")
+    examples = [{"key": str(number)} for number in range(8)]
+    for config in ("images-five-point", "images"):
+        store(tmp_path, config, {"key": tfds.features.Text()}, examples, "train+validation")
 
-    def seen(split, data="people/images-five-point"):
-        return " ".join(_seen(str(run.folder), data, split))
+    def seen(split, data="people/images-five-point", model=str(run.folder)):
+        return " ".join(_seen(model, open_dataset(data, tmp_path), split))
 
-    for split in ("train", "train[:50%]", "validation+train"):
-        assert f"learnt from faces of the split {split} of people/images-five-point:" in seen(split)
-    assert not seen("validation") + seen("train", "people/images") + "".join(_seen("facenet", "people/own", "train"))
+    for split in ("train", "train[:25%]", "train[25%:]", "validation+train"):
+        assert f"learnt from faces of the split {split} of people/images-five-point/1.0.0:" in seen(split)
+    for others in (("validation",), ("train[50%:]",), ("train", "people/images")):
+        assert not seen(*others)
+    assert not seen("train", model="facenet")
     assert not _cut_otherwise(str(run.folder), "people/images-five-point")
     assert not _cut_otherwise(str(run.folder), "other")
     # as they were before the faces were cut out

@@ -1,11 +1,13 @@
 """Every figure of an evaluation against a number worked by hand."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from scipy import stats
 
+from tfface import commands
 from tfface.errors import UserError
 from tfface.evaluation.evaluate import (
     Predictions,
@@ -263,3 +265,15 @@ def test_classes_are_those_of_the_network_by_their_names(monkeypatch):
         predicted("female", "male")
     with pytest.raises(UserError, match=r"other/1\.0\.0 has labels for label, which this network does not tell"):
         predicted("men", "women", output="gender")
+
+
+def test_faces_that_the_network_learnt_from_are_said(light_run, data_dir, tmp_path, capsys):
+    run = shutil.copytree(light_run.folder, tmp_path / "run")
+    config = json.loads((run / "config.json").read_text())
+    config["recipe"]["train_split"] = "train[:50%]"
+    (run / "config.json").write_text(json.dumps(config))
+    told = []
+    for split in ("train[:8]", "train[-8:]"):
+        commands.evaluate(run, split, data_dir=data_dir)
+        told.append(f"learnt from images of {split}:" in capsys.readouterr().out)
+    assert told == [True, False]

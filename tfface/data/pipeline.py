@@ -281,6 +281,18 @@ def split_names(split: str) -> set[str]:
     return {part.partition("[")[0] for part in split.split("+")}
 
 
+def overlap(builder: Builder, split: str, other: str) -> bool:
+    """Whether two of what `examples` takes, "train[:50%]" and "train+test", have an example in common."""
+    if isinstance(builder, Combined):
+        return any(overlap(part, split, other) for part in builder.parts)
+    one, two = (builder.info.splits[name].file_instructions for name in (split, other))
+    return any(
+        a.filename == b.filename and max(a.skip, b.skip) < min(a.skip + a.take, b.skip + b.take)
+        for a in one
+        for b in two
+    )
+
+
 def _check_split(builder: Builder, split: str) -> None:
     whole = builder.info.splits
     if not whole.keys() >= split_names(split) or (isinstance(builder, Combined) and "+" in split):

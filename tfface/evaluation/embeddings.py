@@ -16,6 +16,7 @@ from tfface import files
 from tfface.data import pipeline
 from tfface.data.identities import IdentityConfig, draw_pairs
 from tfface.errors import UserError
+from tfface.evaluation.predictions import learnt_from
 from tfface.faces import align
 from tfface.faces.crops import MARGIN, main_face
 from tfface.models.inception_resnet_v1 import inception_resnet_v1
@@ -220,7 +221,7 @@ def embed_pairs(
         )
     sides, notes = [], []
     if embedder.crop == "whole":
-        notes = _cut_otherwise(embedder.name, data) + _seen(embedder.name, data, split or _split(sets[0]))
+        notes = _cut_otherwise(embedder.name, data) + _seen(embedder.name, sets[0], split or _split(sets[0]))
     for side, builder in zip(("first", "second"), sets, strict=True):
         keys, embeddings, without_face = embed_images(embedder, builder, mirror, bfloat16, split)
         row_of = {key: row for row, key in enumerate(keys)}
@@ -249,14 +250,13 @@ def _cut_otherwise(model: str, data: str) -> list[str]:
     ]
 
 
-def _seen(model: str, data: str, split: str) -> list[str]:
+def _seen(model: str, builder: pipeline.Builder, split: str) -> list[str]:
     """A line where a network is shown faces that it learnt from, or nothing would tell its figures from honest ones."""
-    learnt = Run(model).config()["recipe"]["train_split"].split("+") if _learnt(model, data) else []
-    if not any(f"{part}[".startswith(f"{one}[") for part in split.split("+") for one in learnt):
+    if not (Path(model).is_dir() and learnt_from(Run(model), builder, split)):
         return []
     return [
-        f"The network learnt from faces of the split {split} of {data}: its figures, the threshold among them, are "
-        "better than those of people whom it has not seen."
+        f"The network learnt from faces of the split {split} of {builder.info.full_name}: its figures, the threshold "
+        "among them, are better than those of people whom it has not seen."
     ]
 
 

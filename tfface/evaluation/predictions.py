@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +70,26 @@ def predict_with(
     check_outputs(tasks, model.output, builder)
     outputs = outputs_of(recipe.adapted(pipeline.class_names(builder)), model, builder, split, bfloat16, progress)
     return to_predictions(tasks, outputs, truth, classes)
+
+
+def learnt_from(run: Run, builder: pipeline.Builder, split: str) -> bool:
+    """Whether a run learnt from images of a split, or of a part of one, of a prepared data set.
+
+    One that is cut otherwise is another data set, though its people are the same.
+    """
+    config = run.config()
+    recipe = config["recipe"]
+    names = f"{config['data']['name']}+{recipe.get('extra_data', '')}".split("+")
+    learnt = recipe["train_split"]
+    return (
+        _without_version(builder.info.full_name) in map(_without_version, names)
+        and pipeline.split_names(learnt) <= set(builder.info.splits)
+        and pipeline.overlap(builder, split, learnt)
+    )
+
+
+def _without_version(name: str) -> str:
+    return re.sub(r"(/\d+\.\d+\.\d+)?(@.*)?$", "", name)
 
 
 def check_outputs(tasks: Sequence[Task], outputs: Collection[str], builder: pipeline.Builder) -> None:
