@@ -138,6 +138,11 @@ def test_warm_up_requests_are_prediction_logs_that_the_model_answers(bundle):
     for request in bundles.warm_up_requests(folder):
         inputs = {name: tf.constant(tf.make_ndarray(value)) for name, value in request.inputs.items()}
         outputs = served[request.model_spec.signature_name](**inputs)
+        none = served[request.model_spec.signature_name](**{name: value[:0] for name, value in inputs.items()})
+        assert {name: value.shape[1:] for name, value in none.items()} == {
+            name: value.shape[1:] for name, value in outputs.items()
+        }
+        assert {len(value) for value in none.values()} == {0}
         (count,) = {len(value) for value in inputs.values()}
         assert {len(value) for value in outputs.values()} == {count}
         assert request.model_spec.name == "faces"

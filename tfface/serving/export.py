@@ -71,7 +71,13 @@ def export_saved_model(run: Run, folder: str | Path, bfloat16: bool = False) -> 
 
     # One function that every signature calls: the network's graph is in the file once.
     fast = optimize.join(optimize.fold(network, bfloat16))
-    forward = optimize.freeze(forward_of(fast, recipe), [image_spec(recipe)])
+    frozen = optimize.freeze(forward_of(fast, recipe), [image_spec(recipe)])
+
+    def forward(images):
+        # Of no image TensorFlow's fused convolutions give maps of a wrong width: one goes through, and off it comes.
+        count = tf.shape(images)[0]
+        outputs = frozen(tf.pad(images, [[0, tf.cast(count == 0, tf.int32)], [0, 0], [0, 0], [0, 0]]))
+        return {name: value[:count] for name, value in outputs.items()}
 
     def resized(images):
         return pipeline.resize(images, recipe.image_size)
