@@ -41,6 +41,25 @@ def require_tensorflow(what: str, instead: str = "") -> None:
         raise UserError(f"{what} needs Keras' TensorFlow backend, and KERAS_BACKEND is {backend}: unset it{instead}.")
 
 
+def require_channels_last(what: str) -> None:
+    """Say that networks are built for images whose channels come last, where Keras is set to build others.
+
+    Args:
+        what: what is built so, the subject of the sentence.
+
+    Raises:
+        UserError: Keras' image_data_format is another.
+    """
+    import keras
+
+    found = keras.config.image_data_format()
+    if found != "channels_last":
+        raise UserError(
+            f"{what} is built with channels last, and Keras' image_data_format is {found}. Expected: channels_last, by "
+            "keras.config.set_image_data_format or in keras.json."
+        )
+
+
 def check_not_forked(what: str) -> None:
     """Say that what computes on threads of TensorFlow or JAX would wait for them for ever.
 

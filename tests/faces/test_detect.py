@@ -212,6 +212,16 @@ def test_dlib_eyes_are_those_of_its_68_landmarks(samples, predictor, parts, leas
 
 
 @pytest.mark.parametrize("name", ["mtcnn", "yolo"])
+def test_a_program_that_has_channels_first_is_told(name):
+    keras.config.set_image_data_format("channels_first")
+    try:
+        with pytest.raises(UserError, match=rf"The detector {name} is built with channels last"):
+            load_detector(name)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+
+
+@pytest.mark.parametrize("name", ["mtcnn", "yolo"])
 def test_another_backend_is_said_in_one_line(name, monkeypatch):
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(UserError, match="unset it"):

@@ -27,7 +27,7 @@ from tfface.errors import UserError
 from tfface.faces import pyramid
 from tfface.faces.detect import Detector, Faces
 from tfface.models.saved import in_float32
-from tfface.packages import check_not_forked
+from tfface.packages import check_not_forked, require_channels_last
 
 BLOCK_PIXELS = 1 << 24
 """Photos are worked on in blocks of at most this many pixels together (or one photo). Memory grows with the block, by
@@ -179,7 +179,7 @@ class MTCNN(Detector):
         score_threshold: least score of a face.
 
     Raises:
-        UserError: a minimum face below 12 pixels, or a threshold outside (0, 1).
+        UserError: a minimum face below 12 pixels, a threshold outside (0, 1), or Keras set to channels first.
     """
 
     def __init__(
@@ -195,6 +195,7 @@ class MTCNN(Detector):
         if not all(0 < threshold < 1 for threshold in thresholds):
             raise UserError(f"MTCNN's thresholds must lie between 0 and 1, received {thresholds}")
         check_not_forked("The detector mtcnn")
+        require_channels_last("The detector mtcnn")
         self.min_face_size = float(min_face_size)
         self.refinement_threshold = refinement_threshold
         self.score_threshold = score_threshold

@@ -15,7 +15,7 @@ import numpy as np
 
 from tfface.errors import UserError
 from tfface.faces.detect import Detector, Faces, check_min_face_size
-from tfface.packages import check_not_forked
+from tfface.packages import check_not_forked, require_channels_last
 
 STRIDE = 32
 """Pixels of the input a cell stands for: an input's sides are multiples of it."""
@@ -88,7 +88,7 @@ class TinyYOLO(Detector):
         min_face_size: faces whose longer side is smaller are left out, pixels of the photo.
 
     Raises:
-        UserError: an input size that is no multiple of 32, or a threshold outside (0, 1).
+        UserError: an input size that is no multiple of 32, a threshold outside (0, 1), or Keras set to channels first.
     """
 
     def __init__(self, input_size: int = 416, score_threshold: float = 0.5, min_face_size: float = 0):
@@ -96,6 +96,7 @@ class TinyYOLO(Detector):
 
         _check_options(input_size, score_threshold, min_face_size)
         check_not_forked("The detector yolo")
+        require_channels_last("The detector yolo")
         self.input_size = input_size
         self.min_face_size = min_face_size
         network = tiny_yolo_network()
