@@ -31,6 +31,9 @@ def test_age_distribution_loss_by_hand():
     # cross-entropy -log 0.5 = 0.693147; means 20 and 0.2 * 10 + 0.5 * 20 + 0.3 * 30 = 21: one year off
     loss = AgeDistributionLoss([10, 20, 30], expectation_weight=0.1)(TRUTH, SAID)
     assert float(loss) == pytest.approx(0.693147 + 0.1, abs=1e-5)
+    # too young costs as too old does: -log 0.2 = 1.609438; the mean 0.7 * 10 + 0.2 * 20 + 0.1 * 30 = 14 is 6 years off
+    loss = AgeDistributionLoss([10, 20, 30])(TRUTH, np.array([[0.7, 0.2, 0.1]], "float32"))
+    assert float(loss) == pytest.approx(1.609438 + 0.1 * 6, abs=1e-5)
 
 
 def test_age_distribution_loss_without_the_expectation_is_crossentropy():
@@ -89,28 +92,34 @@ def test_mean_age_error_by_hand():
     assert MeanAgeError.from_config(metric.get_config()).years == [10, 20, 30]
 
 
-COSINES = np.array([[0.1, 0.8, -0.2], [0.2, 0.5, 0.4]], "float32")
-WHO = np.array([[1.0], [0.0]], "float32")
+COSINES = np.array([[0.1, 0.8, -0.2], [0.2, 0.5, 0.4], [0.3, -0.5, 0.6]], "float32")
+WHO = np.array([[1.0], [0.0], [1.0]], "float32")
 
 
 @pytest.mark.parametrize(
     ("margins", "with_margin"),
     [
-        # CosFace: 0.8 - 0.35 and 0.2 - 0.35
-        ((1.0, 0.0, 0.35), (0.45, -0.15)),
-        # ArcFace: cos(acos 0.8 + 0.5) = 0.8 cos 0.5 - 0.6 sin 0.5; cos(acos 0.2 + 0.5)
-        ((1.0, 0.5, 0.0), (0.414411, -0.294217)),
-        # SphereFace: cos(4 acos 0.8) = 8c^4 - 8c^2 + 1; 4 acos 0.2 lies beyond pi: -(8c^4 - 8c^2 + 1) - 2
-        ((4.0, 0.0, 0.0), (-0.8432, -2.6928)),
+        # CosFace: 0.8 - 0.35, 0.2 - 0.35 and -0.5 - 0.35
+        ((1.0, 0.0, 0.35), (0.45, -0.15, -0.85)),
+        # ArcFace: cos(acos 0.8 + 0.5) = 0.8 cos 0.5 - 0.6 sin 0.5; cos(acos 0.2 + 0.5); cos(2 pi / 3 + 0.5)
+        ((1.0, 0.5, 0.0), (0.414411, -0.294217, -0.853987)),
+        # SphereFace: cos(4 acos 0.8) = 8c^4 - 8c^2 + 1; 4 acos 0.2 lies beyond pi: -(8c^4 - 8c^2 + 1) - 2; 4 acos -0.5
+        # is 8 pi / 3, beyond 2 pi: cos(2 pi / 3) - 4
+        ((4.0, 0.0, 0.0), (-0.8432, -2.6928, -4.5)),
     ],
 )
 def test_angular_margin_by_hand(margins, with_margin):
     loss = AngularMarginLoss(*margins, scale=10.0, reduction=None)(WHO, COSINES)
-    for row, (who, cosine) in enumerate(zip((1, 0), with_margin, strict=True)):
+    for row, (who, cosine) in enumerate(zip((1, 0, 1), with_margin, strict=True)):
         logits = 10 * COSINES[row].astype("float64")
         logits[who] = 10 * cosine
         expected = np.log(np.exp(logits).sum()) - logits[who]
         assert float(loss[row]) == pytest.approx(expected, abs=2e-3)
+
+
+def test_the_default_margin_is_that_of_cosface():
+    # logits 30 * (0.8 - 0.35) = 13.5 of the true class, 3 and -6: log(1 + exp(-10.5) + exp(-19.5)) = 2.75e-5
+    assert float(AngularMarginLoss()(WHO[:1], COSINES[:1])) == pytest.approx(2.7539e-5, rel=2e-2)
 
 
 @pytest.mark.parametrize("margins", [(1.0, 0.0, 0.35), (1.0, 0.5, 0.0), (4.0, 0.0, 0.0), (2.0, 0.3, 0.1)])

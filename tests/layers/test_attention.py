@@ -42,7 +42,7 @@ def test_spatial_attention_is_equation_3(maps):
 
 def test_cbam_adds_what_the_formula_gives(maps):
     inputs = keras.Input(maps.shape[1:])
-    model = keras.Model(inputs, cbam(inputs, "attention", reduction=16))
+    model = keras.Model(inputs, cbam(inputs, "attention"))
     assert model.count_params() == 2 * 32 * 32 // 16 + 32 // 16 + 32 + 2 * 49
     assert [layer.name for layer in model.layers[1:]] == ["attention_channel", "attention_spatial"]
     again = keras.Model.from_config(model.get_config())

@@ -8,8 +8,8 @@ from tfface.layers import CosineSimilarity, Regroup, feature_mask, pattern_logit
 def test_cosines_by_hand():
     layer = CosineSimilarity(2)
     layer.build((None, 2))
-    layer.centres.assign([[2.0, 0.0], [0.0, 5.0]])  # columns: along x, along y, of any length
-    np.testing.assert_allclose(layer(np.array([[3.0, 4.0], [-1.0, 0.0]])), [[0.6, 0.8], [-1.0, 0.0]], atol=1e-6)
+    layer.centres.assign([[6.0, 0.0], [8.0, 5.0]])  # columns: along (3, 4), along y, of any length
+    np.testing.assert_allclose(layer(np.array([[3.0, 4.0], [-1.0, 0.0]])), [[1.0, 0.8], [-0.6, 0.0]], atol=1e-6)
 
 
 def test_cosines_are_float32_under_half_precision():
@@ -17,6 +17,12 @@ def test_cosines_are_float32_under_half_precision():
     keras.mixed_precision.set_dtype_policy("mixed_float16")
     try:
         assert CosineSimilarity(3)(np.ones((1, 4), "float16")).dtype == "float32"
+        layer = CosineSimilarity(2)
+        layer.build((None, 2))
+        layer.centres.assign([[1.0, 0.0], [0.0003, 1.0]])  # 1 to half precision is 0.9990 to 1.0005
+        cosines = layer(np.array([[1.0003, 0.1]], "float32"))
+        length = np.hypot(1.0003, 0.1)
+        np.testing.assert_allclose(cosines, [[1.00033 / length / np.hypot(1, 0.0003), 0.1 / length]], rtol=1e-6)
     finally:
         keras.mixed_precision.set_dtype_policy(before)
 
