@@ -15,6 +15,7 @@ def test_63_classes():
     assert task.width == len(task.classes) == 63
     assert task.targets[61].argmax() == 61
     assert task.targets[62].argmax() == task.targets[116].argmax() == 62
+    assert task.years.tolist() == [*range(62), 76]  # the last, open class: the middle of 62 and 90
 
 
 def test_a_bin_stands_for_its_middle():
@@ -23,7 +24,7 @@ def test_a_bin_stands_for_its_middle():
 
 
 def test_distribution_is_centred_on_its_age():
-    task = tasks.age_distribution(deviation=2.0)
+    task = tasks.age_distribution()  # with a deviation of 2 years
     assert task.targets.shape == (117, 117)
     np.testing.assert_allclose(task.targets.sum(axis=1), 1, rtol=1e-6)
     row = task.targets[40]
@@ -40,6 +41,12 @@ def test_years_and_spread_by_hand():
     age, spread = tasks.years_of(task, output)
     assert age[0] == pytest.approx(26.75)
     assert spread[0] == pytest.approx(3.75)
+
+
+def test_who_is_sure_has_no_spread():
+    age, spread = tasks.years_of(tasks.age_distribution(), np.eye(117) * (1 - 2.0**-24))  # beside 1 in float32
+    np.testing.assert_allclose(age, np.arange(117), rtol=1e-6)
+    np.testing.assert_allclose(spread, 0, atol=0.05)
 
 
 def test_years_of_a_plain_number():
@@ -64,3 +71,19 @@ def test_bins_sum_a_finer_distribution():
 def test_bins_keep_the_probability(task):
     output = np.random.default_rng(0).dirichlet(np.ones(task.width), 5).astype("float32")
     np.testing.assert_allclose(tasks.bins_of(task, output).sum(axis=1), 1, rtol=1e-5)
+
+
+def test_losses_weigh_alike_but_for_years():
+    made = [
+        tasks.classification("gender", labels.GENDERS),
+        tasks.identity(2, None),
+        tasks.embedding(8),
+        tasks.occlusion_pattern(4),
+        tasks.age_bins(),
+        tasks.age_classes(),
+        tasks.age_distribution(),
+        tasks.age_exact(),
+    ]
+    assert [task.weight for task in made] == [1, 1, 1, 1, 1, 1, 1, 0.1]
+    assert [task.is_attribute for task in made] == [True, False, False, False, True, True, True, True]
+    assert [task.is_age for task in made] == [False] * 4 + [True] * 4

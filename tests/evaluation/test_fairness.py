@@ -83,8 +83,27 @@ def test_age_groups_hold_their_last_year():
     predictions = Predictions(
         np.array(["a", "b", "c"]), {"age": np.array([5.9, 6, 70])}, {}, {}, age_years=np.array([5.0, 6.0, 70.0])
     )
-    groups = by_group(predictions, age_starts=(0, 6, 62))["by"]["age group"]["groups"]
+    by = by_group(predictions, age_starts=(0, 6, 62))["by"]
+    assert list(by) == ["age group"]
+    groups = by["age group"]["groups"]
     assert [(group["group"], group["n"]) for group in groups] == [(["0-5"], 1), (["6-61"], 1), (["62+"], 1)]
+
+
+def test_groups_of_ages_serve_where_years_are_not_known():
+    said = {"age_group": np.eye(2)[[0, 1, 1]]}
+    truth, classes = {"age_group": np.array([0, 0, 1])}, {"age_group": ("0-29", "30+")}
+    predictions = Predictions(np.array(["a", "b", "c"]), truth, said, classes, ordered=("age_group",))
+    groups = by_group(predictions)["by"]["age group"]["groups"]
+    assert [(group["group"], group["n"]) for group in groups] == [(["0-29"], 2), (["30+"], 1)]
+    assert [group["figures"]["age_group_accuracy"]["value"] for group in groups] == [0.5, 1.0]
+
+
+def test_only_an_error_cannot_be_below_zero():
+    truth, said = {"age": np.array([30, 30])}, np.array([29.0, 21.0])  # 1 and 9 years too young
+    overall = by_group(Predictions(np.array(["a", "b"]), truth, {}, {}, age_years=said))["overall"]
+    half = 12.706205 * 4  # t(0.975, 1) times the standard error
+    assert overall["age_bias"] == {"value": -5.0, "interval": pytest.approx([-5 - half, -5 + half], abs=1e-4)}
+    assert overall["age_mae"] == {"value": 5.0, "interval": pytest.approx([0, 5 + half], abs=1e-4)}
 
 
 @pytest.mark.parametrize("starts", [(18, 30, 50), (0, 50, 30)])

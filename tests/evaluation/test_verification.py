@@ -26,6 +26,9 @@ def test_cosine_by_hand():
         ([0.1, 0.2, 0.8, 0.9], [0, 0, 1, 1], 0.5),
         ([0.1, 0.6, 0.5, 0.9], [0, 0, 1, 1], 0.3),  # one error either way: the lower cut
         ([0.5, 0.5, 0.5, 0.9], [0, 0, 1, 1], 0.7),  # no cut between equals
+        ([0.1, 0.9], [0, 1], 0.5),
+        ([0.1, 0.9], [1, 0], 0.099999),  # one error either way: all are accepted
+        ([0.1, 0.9], [0, 0], 0.900001),  # nobody is
     ],
 )
 def test_best_threshold_by_hand(similarity, same, threshold):
@@ -45,6 +48,7 @@ def test_folds_use_the_threshold_of_the_others():
     result = verify_folds(similarity, same, np.array([0, 0, 1, 1, 2, 2]))
     assert result["folds"][1]["threshold"] == pytest.approx(0.5)
     assert result["folds"][1]["accuracy"] == 0.5
+    assert [fold["n"] for fold in result["folds"]] == [2, 2, 2]
     assert result["n"] == 6
     assert result["accuracy"] == pytest.approx(np.mean([fold["accuracy"] for fold in result["folds"]]))
 
@@ -75,6 +79,12 @@ def test_each_pair_counts_alike_where_folds_are_of_other_sizes():
     result = verify_folds(np.array([0.9] * 4 + [0.1] * 5 + [0.9]), same, np.repeat([0, 1], [8, 2]))
     assert [fold["accuracy"] for fold in result["folds"]] == [0.5, 0.0]
     assert result["accuracy"] == 0.4
+    assert result["deviation"] == 0.25  # of 0.5 and 0
+
+
+def test_a_pair_at_the_threshold_is_accepted():
+    result = verify_folds(np.array([0.25, 0.75, 0.5, 0.1]), np.array([0, 1, 1, 0]), np.array([0, 0, 1, 1]))
+    assert result["folds"][1] == {"accuracy": 1.0, "threshold": 0.5, "n": 2}
 
 
 def test_rates_are_given_only_where_negatives_allow_them():
@@ -108,9 +118,21 @@ def test_thresholds_are_as_short_as_they_judge_alike():
 
 
 def test_where_all_are_alike_no_threshold_keeps_to_a_rate():
-    result = verify_folds(np.full(400, 0.5), np.repeat([0, 1], 200), np.arange(400) % 2)
+    same = np.repeat([0, 1], [100, 300])  # a tenth of 100 is just enough
+    result = verify_folds(np.full(400, 0.5), same, np.arange(400) % 2)
+    assert set(result["tar"]) == {"0.1"}
     assert result["tar"]["0.1"]["value"] == 0
     assert 0.5 < result["tar"]["0.1"]["threshold"] < 0.501
+    # Wilson, 0 of 300 and 0 of 100: z^2 / (n + z^2), z = 1.96
+    assert result["tar"]["0.1"]["interval"] == pytest.approx([0, 3.8415 / 303.8415], abs=1e-5)
+    assert result["tar"]["0.1"]["far_interval"] == pytest.approx([0, 3.8415 / 103.8415], abs=1e-5)
+    alike = np.repeat([0.1, 0.9, 0.5], [80, 20, 300])  # others are the most alike
+    assert 0.9 < verify_folds(alike, same, np.arange(400) % 2)["tar"]["0.1"]["threshold"] < 0.901
+
+
+def test_the_rates_that_many_negatives_allow():
+    same = np.arange(100_010) < 10
+    assert list(verify_folds(same * 1.0, same, np.arange(100_010) % 2)["tar"]) == ["0.1", "0.01", "0.001", "0.0001"]
 
 
 def test_the_central_face_is_chosen():
