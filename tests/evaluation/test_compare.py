@@ -11,6 +11,7 @@ from tfface import recipes
 from tfface.cli import main
 from tfface.errors import UserError
 from tfface.evaluation.compare import compare, difference, verdict
+from tfface.evaluation.evaluate import evaluate
 
 
 def test_difference_of_single_seeds_is_the_paired_interval_of_the_images():
@@ -105,7 +106,7 @@ def runs(tmp_path, predictions):
     told(tmp_path / "arg-base" / "seed-0", predictions, seed=0)
     told(tmp_path / "arg-base" / "seed-1", worse(predictions, 4), seed=1)
     backwards = worse(predictions, 100).chosen(np.arange(len(predictions.key))[::-1])
-    told(tmp_path / "arg-fast", backwards, learning_rate=0.5)
+    told(tmp_path / "arg-fast", backwards, learning_rate=0.5, seed=7)
     return tmp_path / "arg-base", tmp_path / "arg-fast"
 
 
@@ -118,11 +119,27 @@ def test_a_page_and_a_table(runs, tmp_path, capsys):
     base, fast = compared["figures"]["gender accuracy"]["rows"]
     assert (base["name"], fast["name"]) == ("base", "fast")
     assert base["seeds"][0] - base["seeds"][1] == pytest.approx(4 / 400)
+    assert base["spread"] == pytest.approx(4 / 400 / 2**0.5)
     assert fast["difference"]["value"] == pytest.approx(-98 / 400)
     assert verdict(fast, "high") == "worse"
     assert list(fast["changed"]) == ["learning_rate"]
     # what was not touched is equal, whatever the order of the images
     assert compared["figures"]["age error"]["rows"][1]["difference"]["value"] == 0
+
+
+def test_a_difference_of_years_may_be_more_than_one(tmp_path, predictions):
+    older = dataclasses.replace(predictions, age_years=predictions.age_years + 20)
+    told(tmp_path / "base", predictions)
+    told(tmp_path / "older", older)
+    figures = compare([tmp_path / "base", tmp_path / "older"])["figures"]
+    rows = figures["age error"]["rows"]
+    errors = [evaluate(said)["age"]["mae"]["value"] for said in (predictions, older)]
+    assert [row["value"] for row in rows] == pytest.approx(errors)
+    low, high = rows[1]["difference"]["interval"]
+    assert 1 < low < errors[1] - errors[0] < high
+    # Of shares it is that of two images more: 402, of which half a one was right with each alone.
+    half = stats.t.ppf(0.975, 401) / 402
+    assert figures["gender accuracy"]["rows"][1]["difference"]["interval"] == pytest.approx([-half, half])
 
 
 def test_a_pruned_network_is_what_is_different(runs, capsys):

@@ -59,6 +59,7 @@ def test_calibration_by_hand():
     # 0.62 lies in (0.6, 0.667], 0.9 in (0.867, 0.933]: 2/4 * |1 - 0.62| + 2/4 * |0.5 - 0.9|
     result = calibration([True, False, True, True], [0.9, 0.9, 0.62, 0.62])
     assert result["expected_calibration_error"] == pytest.approx(0.39)
+    assert result["mean_confidence"] == pytest.approx(0.76)
     assert result["over_confidence"] == pytest.approx(0.76 - 0.75)
     assert [row["n"] for row in result["reliability"]] == [2, 2]
     assert result["reliability"][0]["low"] == pytest.approx(0.6)
@@ -86,14 +87,23 @@ def test_classification_by_hand():
     assert result["brier"] == pytest.approx((0.02 + 1.62 + 2 * 0.2888 + 0.125) / 5)
     nll = -np.log([0.9, 0.1, 0.62, 0.62, 0.75]).mean()
     assert result["negative_log_likelihood"] == pytest.approx(nll)
+    # 0.9: right once of two; 0.62: twice of two; 0.75: once of one
+    error = result["calibration"]["expected_calibration_error"]
+    assert error == pytest.approx((2 * 0.4 + 2 * 0.38 + 0.25) / 5)
     assert result["confused_pairs"] == [{"truth": "Female", "predicted": "Male", "n": 1, "share": 0.5}]
     assert "one_off" not in result
 
 
+def test_rows_that_sum_to_nearly_1_are_scaled_to_it():
+    result = classification([0, 1], np.array([[0.9, 0.1], [0.4, 0.6]]) * 0.995, ("Male", "Female"))
+    assert result["negative_log_likelihood"] == pytest.approx(-np.log([0.9, 0.6]).mean())
+
+
 def test_one_off():
-    result = classification([0, 1, 2, 3], np.eye(4)[[0, 2, 0, 3]], ("0-5", "6-12", "13-19", "20+"), ordered=True)
-    assert result["accuracy"]["value"] == 0.5
-    assert result["one_off"]["value"] == 0.75
+    names = ("0-5", "6-12", "13-19", "20+")
+    result = classification([0, 1, 2, 3, 1, 1], np.eye(4)[[0, 3, 0, 3, 2, 0]], names, ordered=True)
+    assert result["accuracy"]["value"] == pytest.approx(2 / 6)
+    assert result["one_off"]["value"] == pytest.approx(4 / 6)
 
 
 def test_absent_class_has_no_recall_and_no_part_in_the_means():
@@ -125,6 +135,9 @@ def test_age_by_hand():
     assert age["median_absolute_error"] == 4
     assert age["rmse"] == pytest.approx(108.5**0.5)
     assert age["exact"]["value"] == 0.25
+    # of -15, -5, 5, 15 and -19.5, -6.5, -4.5, 30.5 about the means
+    assert age["correlation"] == pytest.approx(760 / (500 * 1373) ** 0.5)
+    assert age_errors([20, 30], [25, 25])["correlation"] is None
     within = [row["value"] for row in age["within"]]
     assert len(within) == 21
     assert [within[k] for k in (0, 2, 3, 4, 5, 19, 20)] == [0.25, 0.25, 0.5, 0.5, 0.75, 0.75, 1]
@@ -135,7 +148,10 @@ def test_age_by_hand():
 
 def test_spread_coverage():
     # half width of the central 68 % interval is 0.994 spreads, of the 95 % interval 1.960
-    coverage = age_errors([30] * 4, [30, 30.5, 31.5, 33], spread=[1] * 4)["spread"]["coverage"]
+    age = age_errors([30] * 4, [30, 30.5, 31.5, 33], spread=[1] * 4)
+    assert age["spread"]["mean"] == 1
+    assert age["exact"]["value"] == 0.5  # 30.5 is nearest to 30 as well
+    coverage = age["spread"]["coverage"]
     assert {row["nominal"]: row["value"] for row in coverage} == {0.5: 0.5, 0.68: 0.5, 0.8: 0.5, 0.9: 0.75, 0.95: 0.75}
 
 
@@ -149,7 +165,10 @@ def test_evaluate_is_strict_json():
 
 def test_worst_mistakes():
     assert worst_mistakes(example(), "gender") == [(1, "true Female, said Male, loss 1.61, b.jpg")]
-    assert worst_mistakes(example(), "age", count=1) == [(1, "true 31, said 40 years, 9 off, b.jpg")]
+    years = example(age_years=np.array([20.4, 40.0, 39.0]))
+    worst = [(1, "true 31, said 40 years, 9 off, b.jpg"), (2, "true 40, said 39 years, 1 off, c.jpg")]
+    assert worst_mistakes(years, "age") == worst
+    assert worst_mistakes(years, "age", count=1) == worst[:1]
     with pytest.raises(ValueError, match="Received: 'race'"):
         worst_mistakes(example(), "race")
 
@@ -202,6 +221,8 @@ GENDER = np.array([0, 1, 1])
         ({"truth": {"gender": GENDER, "race": GENDER, "age": np.zeros(3)}}, "classes of every truth"),
         ({"truth": {"age": np.zeros(3)}}, "every task"),
         ({"probabilities": {"gender": np.zeros((3, 2))}}, "sum to 1"),
+        ({"probabilities": {"gender": np.array([[1, 0], [0.5, 0.4], [1, 0]])}}, "a row that is 0.1 off"),
+        ({"probabilities": {"gender": np.array([[1, 0], [0.8, 0.8], [1, 0]])}}, "a row that is 0.6 off"),
         ({"probabilities": {"gender": np.full((3, 3), 1 / 3)}}, r"shape \(3, 2\)"),
         ({"probabilities": {"gender": np.array([[2, -1], [1, 0], [1, 0]])}}, r"in \[0, 1\]"),
         ({"probabilities": {"age": np.ones((3, 1))}}, "age_bins"),

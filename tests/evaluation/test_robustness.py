@@ -50,7 +50,21 @@ def test_every_step_of_a_harm_is_further_from_the_picture(name, image):
 def test_dark_is_less_light_and_not_less_grey_level():
     grey = np.full((100, 100, 3), 200, np.uint8)
     # a tenth of the light: 200 * 0.1 ** (1 / 2.2) = 70.2
-    assert dark(grey, 0.1, generator("a")).mean() == pytest.approx(70.2, abs=0.1)
+    darker = dark(grey, 0.1, generator("a"))
+    assert darker.mean() == pytest.approx(70.2, abs=0.1)
+    assert darker.std() == pytest.approx((2**2 + 1 / 12) ** 0.5, abs=0.05)  # of the sensor and of whole grey levels
+
+
+def test_chance_hangs_on_the_seed_and_on_the_key(image):
+    harmed = {
+        (key, seed): module._harmed(HARMS["low light"], 0.5, seed, image, key)
+        for key in (b"a", b"b")
+        for seed in (0, 1)
+    }
+    for (key, seed), picture in harmed.items():
+        same = [other for other in harmed if np.array_equal(harmed[other], picture)]
+        assert same == [(key, seed)]
+        assert np.array_equal(picture, dark(image, 0.5, generator(key.decode(), seed)))
 
 
 def test_hidden_from_below_by_hand(image):
@@ -65,6 +79,9 @@ def test_small_keeps_what_small_faces_show():
     stripes[:, ::2] = 200
     assert np.ptp(small(stripes, 8, None)) <= 1
     assert small(stripes, 8, None).mean() == pytest.approx(100, abs=1)
+    wide = np.zeros((64, 128, 3), np.uint8)
+    wide[:, np.arange(128) % 4 < 2] = 200  # two columns become one, in a crop that is not square too
+    assert np.ptp(small(wide, 32, None)) > 150
 
 
 @pytest.fixture
