@@ -70,6 +70,7 @@ def test_a_whole_race_fills_every_split(by_identity):
     people = {split: {image.partition("/")[0] for image in names} for split, names in drawn.items()}
     shared = [first for first, second in itertools.combinations(people, 2) if people[first] & people[second]]
     assert bool(shared) is not by_identity
+    assert all(max(names) > "m.6900" for names in people.values())  # drawn from all, not from the first in the list
     assert bupt.candidates(full(), by_identity, seed=0) == drawn
     assert bupt.candidates(full(), by_identity, seed=1) != drawn
 

@@ -46,6 +46,12 @@ def test_examples_are_the_faces_of_the_generator(examples):
         assert np.sqrt(np.mean(difference**2)) < 6  # JPEG
 
 
+def test_landmarks_of_the_set_are_the_medians(examples):
+    faces = [example for split in examples.values() for example in split]
+    shares = [face["landmarks"] / face["image"].shape[1::-1] for face in faces]
+    np.testing.assert_allclose(np.median(shares, axis=0), synthetic_faces.LANDMARKS, atol=0.03)
+
+
 def test_the_homepage_is_not_that_of_photos_of_people():
     assert "fairface" not in synthetic_faces.Builder(config=TINY).info.homepage
 

@@ -9,6 +9,7 @@ import tensorflow_datasets as tfds
 from fairface import fairface_dataset_builder as fairface
 
 from tfface import labels, recipes
+from tfface.data import originals
 from tfface.evaluation.calibrate import calibrate
 from tfface.tasks import AGES
 from tfface.training.run import Run
@@ -71,3 +72,10 @@ def test_years_are_calibrated_by_the_groups_that_sum_them(prepared, tmp_path):
     years = before["age"].astype("float64") ** (1 / temperatures["age"])
     groups = years / years.sum(axis=1, keepdims=True) @ np.eye(9)[labels.age_bin(AGES, labels.FAIRFACE_AGE_STARTS)]
     np.testing.assert_allclose(run.model().predict(faces, verbose=0)["age_group"], groups, atol=1e-4)
+
+
+def test_landmarks_are_where_mtcnn_finds_them(samples, monkeypatch):
+    monkeypatch.setattr(originals, "MEASURED", 60)
+    paths = sorted((samples / "fairface" / "val").glob("*.jpg"))
+    found = originals.typical_landmarks([originals.Photo(path.name, path, None) for path in paths])
+    np.testing.assert_allclose(found, fairface.LANDMARKS, atol=0.02)

@@ -2,9 +2,12 @@
 
 import hashlib
 
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from utkface import utkface_dataset_builder as utkface
+
+from tfface.data import originals
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +48,10 @@ def test_every_image_stands_once_where_its_bytes_put_it_with_the_labels_of_its_n
             assert name not in conflicting
             digests.add(digest)
     assert len(digests) == 2984
+
+
+def test_landmarks_are_where_mtcnn_finds_them(samples, monkeypatch):
+    monkeypatch.setattr(originals, "MEASURED", 60)
+    paths = sorted((samples / "utkface" / "UTKFace").glob("*.jpg"))
+    found = originals.typical_landmarks([originals.Photo(path.name, path, None) for path in paths])
+    np.testing.assert_allclose(found, utkface.LANDMARKS, atol=0.02)
