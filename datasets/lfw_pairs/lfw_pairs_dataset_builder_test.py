@@ -1,13 +1,19 @@
 """The builder on drawn pictures: two folds of two and two pairs."""
 
+import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from tfface.data.aligned import aligned_config
 from tfface.errors import UserError
+from tfface.faces.detect import Faces
+from tfface.faces.occluders import load_occluders
 
 from . import lfw_pairs_dataset_builder as lfw_pairs
+from . import occlusion
 
 DUMMY = lfw_pairs.Builder.code_path.parent / "dummy_data"
 
@@ -105,6 +111,7 @@ def test_missing_and_broken_images_are_named(tmp_path, manual_dir):
         (lambda text: text.replace("2\t2\n", "3\t2\n", 1), "8 pairs"),
         (lambda text: text.replace("2\t2\n", "2\t0\n", 1), "line 1 is"),
         (lambda text: text.replace("\n", "\n" + text.splitlines()[1] + "\n", 1), "for the second time"),
+        (lambda text: text.replace("Ann_Example\t1\t2\n", "Ann_Example\t1\t2\nAnn_Example\t2\t1\n", 1), "second time"),
         (lambda text: text.replace("Cy_Example\t1\t2\n", ""), "line 7 is .* where the other kind"),
         (lambda text: text.replace("Cy_Example\t1\t2\n", "Cy_Example\t1\n"), r"line 7 is 'Cy_Example\\t1'"),
     ],
@@ -148,6 +155,35 @@ def test_images_without_a_face_are_occluded_where_faces_are_and_named(tmp_path, 
         x0, y0, x1, y1 = example["box"]
         assert 0 <= x0 < 0.5 * width < x1 <= width
         assert 0 <= y0 < 0.7 * height < y1 <= height or config == "occ_lfw", name
+
+
+def test_images_without_a_face_are_aligned_at_the_centre_or_refused(tmp_path, monkeypatch):
+    nobody = Faces(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+    monkeypatch.setattr(occlusion, "load_detector", lambda *_, **__: lambda photos: [nobody] * len(photos))
+    plain = lfw_pairs.Builder(data_dir=tmp_path, config="mask_lfw")
+    builder = build(DUMMY, tmp_path, aligned_config(plain, "five-point", no_face="centre"))
+    names = sorted(e["key"].decode() for e in tfds.as_numpy(builder.as_dataset(split="test")))
+    assert builder.info.metadata["cut_at_centre"] == names
+    with pytest.raises(UserError, match=f"no face was found in 5 images: {names[0]}, .*--no-face centre"):
+        build(DUMMY, tmp_path, aligned_config(plain, "margin", no_face="error"))
+
+
+@pytest.mark.parametrize("config", occlusion.CONFIGS, ids=lambda config: config.name)
+def test_what_is_hidden_depends_on_key_and_seed_and_lies_in_the_photo(config):
+    photo = np.full((120, 200, 3), 90, np.uint8)
+    points = [[130.0, 50], [170, 50], [150, 70], [135, 90], [165, 90]]
+    face = {"box": [110.0, 20, 190, 110], "landmarks": points}
+    other, occluders = dataclasses.replace(config, seed=1), load_occluders()
+    first, again, key, seed = (
+        occlusion.hide(photo, face, name, choice, occluders).alpha
+        for name, choice in (("a.jpg", config), ("a.jpg", config), ("b.jpg", config), ("a.jpg", other))
+    )
+    np.testing.assert_array_equal(first, again)
+    by_chance = config.occlusion != "lower_half"
+    assert (first != key).any() == (first != seed).any() == by_chance
+    if not by_chance:  # from the middle of the box down, the margin and a pixel at the sides; what hangs over is cut
+        rows, columns = np.nonzero(first)
+        assert (columns.min(), rows.min(), columns.max(), rows.max()) == (99, 65, 199, 119)
 
 
 def test_a_person_who_is_not_there_is_named(tmp_path, manual_dir):

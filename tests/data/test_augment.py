@@ -3,6 +3,8 @@ import tensorflow as tf
 
 from tfface.data import augment
 from tfface.data.pipeline import View
+from tfface.faces.occlude import occlude_training, pattern
+from tfface.faces.occluders import load_occluders
 
 LANDMARKS = tf.constant([[0.3, 0.4], [0.7, 0.35], [0.5, 0.55], [0.4, 0.7], [0.65, 0.75]])
 
@@ -22,6 +24,8 @@ def test_a_random_crop_keeps_its_share_at_any_place():
         np.testing.assert_array_equal(crop[..., 1], columns[:height, :width] + left)
         seen.append((height, top, left))
     assert len(set(seen)) > 30
+    shares = (np.array(seen) / (20, 20, 30))[:, 0] - 1
+    assert 0.4 < shares.mean() < 0.6  # drawn evenly
     again = augment.crop_at_random(image, LANDMARKS, 0.5, tf.constant([39, 7]))[0].numpy()
     np.testing.assert_array_equal(again, crop)
 
@@ -50,6 +54,23 @@ def test_landmarks_stay_on_the_face_whatever_is_cut_out_or_mirrored():
             if 0 <= row < picture.shape[0] and 0 <= column < picture.shape[1]:
                 np.testing.assert_allclose(picture[row, column, :2], (was_x, was_y), atol=0.5 / height + 1e-4)
     assert mirrored == {True, False}
+
+
+def test_faces_are_covered_as_their_key_the_epoch_and_the_seed_say():
+    """To the bit what the function of NumPy does, with the landmarks in pixels and the pattern of what is hidden."""
+    image = tf.round(tf.random.stateless_uniform((112, 96, 3), (1, 2), 0, 255))
+    options = {"worn_masks": 0.5, "landmarks": LANDMARKS.numpy() * (96, 112)}
+    parts = set()
+    for key, epoch, seed in (("a", 0, 0), ("b", 0, 0), ("a", 5, 0), ("a", 0, 7), ("c", 1, 1), ("d", 1, 1)):
+        rows = tf.data.Dataset.from_tensors((image, key, epoch))
+        rows = rows.map(lambda *row, seed=seed: augment.occlude(row[0], LANDMARKS, *row[1:], seed, 0.8, 0.5))
+        [(covered, part)] = rows
+        pixels = image.numpy().astype("uint8")
+        expected = occlude_training(pixels, key, epoch, seed, load_occluders(), 0.2, **options)
+        np.testing.assert_array_equal(covered, expected.image)
+        assert part == pattern(expected.box, (112, 96))
+        parts.add(int(part))
+    assert len(parts) > 2
 
 
 def test_mixup_blends_images_and_targets_by_the_same_share():

@@ -1,6 +1,7 @@
 """Files become distinct images: what is a copy, what contradicts, what cannot be read."""
 
 import errno
+import functools
 import hashlib
 import os
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from tfface.data import originals
 from tfface.errors import UserError
+from tfface.faces.detect import Faces
 from tfface.faces.photos import read_photo
 
 
@@ -74,6 +76,30 @@ def test_a_truncated_file_is_refused(photos):
 
 def test_pictures_without_faces_have_no_landmarks(photos):
     assert originals.typical_landmarks([photos[0], photos[2]]) is None
+
+
+def test_landmarks_of_crops_are_the_medians_of_their_shares(tmp_path, monkeypatch):
+    places = np.array([[0.3, 0.2], [0.7, 0.2], [0.5, 0.5], [0.35, 0.8], [0.65, 0.8]])
+    photos = []
+    for number in range(8):
+        path = tmp_path / f"{number}.png"
+        Image.new("RGB", (40, 60 + 20 * number), (number, 0, 0)).save(path)  # higher than wide
+        photos.append(originals.Photo(path.name, path, None))
+
+    def found(images, without):
+        for image in images:
+            size = np.array(image.shape[1::-1])
+            faceless = image[0, 0, 0] < without
+            points = np.array([places * size + (image[0, 0, 0] == 7) * 50])  # one is far off
+            yield Faces(np.zeros((0, 4)), np.zeros(0)) if faceless else Faces(np.zeros((1, 4)), np.ones(1), points)
+
+    for without in (0, 4, 5):
+        detect = functools.partial(found, without=without)
+        monkeypatch.setattr(originals, "load_detector", lambda _, detect=detect: detect)
+        landmarks = originals.typical_landmarks(photos)
+        if without <= 4:
+            np.testing.assert_allclose(landmarks, places, atol=1e-3)
+    assert landmarks is None  # of most there are none: these are no crops of faces
 
 
 def test_what_decoders_read_otherwise_is_stored_upright_and_plain(tmp_path, capfd):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from tfface import cli
@@ -231,3 +232,26 @@ def test_the_data_of_every_recipe_can_be_built_as_is_said():
                 source = (ROOT / "datasets" / name / f"{name}_dataset_builder.py").read_text()
                 source += (ROOT / "tfface" / "data" / "identities.py").read_text()
                 assert not config or name == "image_folder" or f'"{config}"' in source, command
+
+
+@pytest.mark.parametrize("size", [(20, 31), (90, 61), (30, 200)])
+def test_images_are_scaled_as_tensorflow_does(size):
+    images = tf.random.stateless_uniform((2, 60, 101, 3), (1, 2), 0, 255)
+    expected = tf.image.resize(images, size, antialias=True)
+    np.testing.assert_array_equal(pipeline.resize(images, size), expected)
+    np.testing.assert_array_equal(pipeline.resize(images[0], size), expected[0])
+
+
+def test_a_zoom_keeps_the_middle():
+    image = np.zeros((60, 100, 3), "uint8")
+    image[15:45, 25:75] = (200, 100, 50)
+    middle = pipeline.decode(tf.io.encode_png(image), (12, 18), zoom=0.5)
+    np.testing.assert_allclose(middle, np.broadcast_to((200, 100, 50), (12, 18, 3)), atol=1e-3)
+    assert pipeline.decode(tf.io.encode_png(image), (12, 18)).numpy().min() == 0
+
+
+def test_another_seed_is_another_order():
+    counts = np.ones(50, int)
+    orders = [pipeline.epoch_order(counts, seed, epoch).tolist() for seed, epoch in ((0, 0), (1, 0), (0, 1))]
+    assert len(set(map(tuple, orders))) == 3
+    assert all(sorted(order) == list(range(50)) for order in orders)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 from PIL import Image
 
 from tfface import cli, files
@@ -15,7 +16,7 @@ from tfface.data import alignment_pipeline, originals
 from tfface.data.aligned import AlignableConfig, aligned_config
 from tfface.data.pipeline import open_dataset
 from tfface.errors import UserError
-from tfface.faces.crops import Alignment
+from tfface.faces.crops import Alignment, encode
 from tfface.faces.detect import Faces
 from tfface.faces.prepare import align_photos
 
@@ -82,7 +83,7 @@ def test_metadata_say_where_the_landmarks_are_and_what_is_left_out(prepared):
     aligned, original = (open_dataset(data, prepared).info for data in ("utkface/five-point", "utkface"))
     assert aligned.full_name == "utkface/five-point/1.0.0"
     assert aligned.metadata["landmarks"] == Alignment("five-point").landmarks
-    assert aligned.metadata["left_out"]["no_face"] == [BLANK]
+    assert aligned.metadata["left_out"] == {**original.metadata["left_out"], "no_face": [BLANK]}
     assert original.full_name == "utkface/1.0.0"
     assert "no_face" not in original.metadata["left_out"]
     assert original.metadata["landmarks"] != aligned.metadata["landmarks"]
@@ -222,6 +223,8 @@ def test_images_of_lfw_are_aligned_without_a_gap(samples, tmp_path, capsys):
     rows = list(tfds.as_numpy(images.as_dataset(split="test")))
     assert [row["key"] for row in rows] == sorted({row["key"] for row in rows})
     assert {row["image"].shape for row in rows} == {(160, 160, 3)}
+    margin = Alignment("margin")  # by which faces of photos are aligned for networks that learnt from these
+    assert (images.info.metadata["landmarks"], images.info.metadata["stretch"]) == (margin.landmarks, margin.stretch)
 
 
 def test_names_of_configs_tell_what_changes_the_images():
@@ -257,6 +260,58 @@ def test_photos_that_exif_turns_wait_as_files_to_be_aligned(tmp_path):
     for each, kind in ((builder, bytes), (aligned, Path)):
         [(_, example)] = each._generate_examples({"digest": photo})
         assert isinstance(example["image"], kind)
+
+
+def test_a_photo_that_cannot_be_read_moves_no_face_to_another(tmp_path, monkeypatch):
+    pictures = [encode(np.full((60, 60, 3), level, np.uint8), ".png") for level in (50, 100, 150)]
+    pictures.insert(1, b"no picture")
+    examples = [(key, {"image": image, "identity": f"of {key}"}) for key, image in enumerate(pictures)]
+
+    def detect(images):  # a face as large as its photo is bright
+        sides = [image[0, 0, 0] / 5 for image in images]
+        return [Faces(np.array([[0, 0, side, side]], np.float32), np.ones(1, np.float32)) for side in sides]
+
+    monkeypatch.setattr(alignment_pipeline, "_detector", lambda name: detect)
+    config = AlignableConfig(name="margin", align="margin", size=(32, 32), detector="mtcnn")
+    split = alignment_pipeline.AlignedSplit(examples, config, epath.Path(tmp_path))
+    kept = [row for chunk in split._chunks for row in split._align.process(chunk)]
+    assert [key for key, _ in kept] == [0, 2, 3]
+    lines = split.found()
+    assert [line["identity"] for line in lines] == ["of 0", "of 1", "of 2", "of 3"]
+    assert [line["face"]["box"][2] if "face" in line else line["error"][:5] for line in lines] == [10, "photo", 20, 30]
+    assert split.looked_at() == 4
+
+
+def test_what_was_found_is_of_these_files_and_this_detector(tmp_path):
+    photo = tmp_path / "a.jpg"
+    photo.write_bytes(b"one")
+
+    def digest(image=photo, detector="mtcnn"):
+        config = AlignableConfig(name="margin", align="margin", detector=detector)
+        [(digest, _)] = alignment_pipeline.AlignedSplit([(0, {"image": image})], config, tmp_path)._chunks
+        return digest
+
+    assert digest() == digest()
+    digests = {digest(), digest(detector="dlib"), digest(b"one"), digest(b"two")}
+    os.utime(photo, (0, 0))  # another of the same length
+    digests.add(digest())
+    photo.write_bytes(b"longer")
+    os.utime(photo, (0, 0))
+    digests.add(digest())
+    assert len(digests) == 6
+
+
+def test_people_without_a_face_are_named_and_a_class_without_one_ends_the_build(tmp_path):
+    from utkface.utkface_dataset_builder import Builder as UTKFace
+
+    builder = UTKFace(config=aligned_config(UTKFace(), "margin"), data_dir=tmp_path)
+    face = {"box": [0, 0, 9, 9]}
+    one, other = {"face": face, "identity": "a", "label": "x"}, {"face": None, "identity": "b", "label": "x"}
+    builder._check_classes({"train": [one, other, {**one, "identity": "c"}]})
+    assert builder.info.metadata["without_images"] == ["b"]
+    broken = {"error": "damaged", "label": "y"}
+    with pytest.raises(UserError, match="no face was found in any photo of y in the split test"):
+        builder._check_classes({"train": [one], "test": [one, broken]})
 
 
 def test_options_of_beam():

@@ -8,6 +8,7 @@ import tensorflow_datasets as tfds
 from casia_webface import casia_webface_dataset_builder as casia_webface
 from celeba_identities import celeba_identities_dataset_builder as celeba_identities
 
+from tfface.data import identities as module
 from tfface.data.aligned import aligned_config
 from tfface.errors import UserError
 
@@ -146,6 +147,36 @@ def test_pairs_are_of_validation_and_seeded(celeba, tmp_path):
     assert [bool(pair["same"]) for pair in pairs] == [owner[first] == owner[second] for first, second in names]
     again = examples(build(celeba_identities, celeba, tmp_path / "again", "pairs"), "validation")
     assert [(pair["first_key"], pair["second_key"]) for pair in again] == names
+
+
+def test_pairs_are_drawn_without_repeats_and_nobody_stands_in_two_folds():
+    people = {f"p{number}": [f"p{number}/{shot}" for shot in range(2 + number % 4)] for number in range(40)}
+    config = module.IdentityConfig(name="pairs", folds=4, pairs=16)
+    pairs = list(module.draw_pairs(people, config))
+    assert [(pair["fold"], pair["same"]) for pair in pairs] == [
+        (fold, same) for fold in range(4) for same in (True, False) for _ in range(16)
+    ]
+    both = [(pair["first_key"], pair["second_key"]) for pair in pairs]
+    assert len({frozenset(pair) for pair in both if len(set(pair)) == 2}) == len(pairs)
+    owners = [tuple(key.partition("/")[0] for key in pair) for pair in both]
+    assert [first == second for first, second in owners] == [pair["same"] for pair in pairs]
+    folds = [{owner for pair, own in zip(pairs, owners, strict=True) if pair["fold"] == fold for owner in own}
+             for fold in range(4)]  # fmt: skip
+    assert sum(map(len, folds)) == len(set().union(*folds))
+    assert list(module.draw_pairs(people, config)) == pairs
+    other = module.IdentityConfig(name="pairs", folds=4, pairs=16, seed=1)
+    assert list(module.draw_pairs(people, other)) != pairs
+    # Of so few there are no more: each pair of one person, and none is waited for in vain.
+    few = list(module.draw_pairs({name: people[name] for name in ("p0", "p4")}, config))
+    assert [pair["same"] for pair in few] == [True, True, False, False]
+
+
+def test_people_for_validation_are_drawn_by_the_seed_from_those_with_a_pair():
+    people = {f"p{number}": 1 + number % 2 for number in range(100)}
+    drawn = module.divide(people, 0.2, 0)
+    assert len(drawn) == 20
+    assert all(people[name] == 2 for name in drawn)
+    assert drawn == module.divide(dict(reversed(people.items())), 0.2, 0) != module.divide(people, 0.2, 1)
 
 
 def test_pairs_are_not_aligned(celeba, tmp_path):
