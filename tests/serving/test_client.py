@@ -3,6 +3,7 @@ import datetime
 import http.server
 import io
 import json
+import shutil
 import socket
 import threading
 import time
@@ -22,11 +23,12 @@ from PIL import Image, PngImagePlugin
 from tensorflow.core.framework import tensor_pb2
 from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
 
-from tfface import cli
+from tfface import cli, files
 from tfface.errors import UserError
 from tfface.faces import synthesize
-from tfface.serving import client
+from tfface.serving import client, export
 from tfface.serving.predictor import Predictor
+from tfface.training.run import Run
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +107,24 @@ def test_crops_that_a_server_would_see_otherwise_go_as_they_are_read(tmp_path):
     Image.fromarray(image).save(tmp_path / "damaged-exif.png", pnginfo=damaged)
     for name in ("plain.jpg", "damaged-exif.png"):
         assert client._read(tmp_path / name, crop=True)[1] == (tmp_path / name).read_bytes()
+
+
+def test_the_card_says_how_faces_are_cut_and_crops_lose_nothing_on_their_way(small_run, tmp_path, monkeypatch):
+    run = Run(shutil.copytree(small_run.folder, tmp_path / "run"))
+    config = run.config()
+    files.write_json(run.config_file, {**config, "data": {**config["data"], "stretch": 1.2}})
+    card = export.network_and_card(run)[1]
+    server = types.SimpleNamespace(card=lambda: card, shown="here", wanted=lambda: "model")
+    remote, local = client.RemotePredictor(server, lambda photos: []), Predictor(run.folder, lambda photos: [])
+    photo = np.random.default_rng(0).integers(0, 256, (90, 80, 3), np.uint8)
+    points = np.array([[30, 40], [52, 41], [40, 52], [33, 66], [50, 65]], float)
+    crop = remote.align(photo, None, points)
+    np.testing.assert_array_equal(crop, local.align(photo, None, points))
+    local.stretch = 1.0
+    assert (crop != local.align(photo, None, points)).any()
+    monkeypatch.setattr(client, "ask", lambda server, crops, embeddings: crops)
+    (sent,) = remote.predict_crops(crop[None])
+    np.testing.assert_array_equal(Image.open(io.BytesIO(sent)), crop)
 
 
 def test_many_crops_are_several_requests(model_server, monkeypatch):
