@@ -40,3 +40,15 @@ def test_letters_that_no_font_has_are_said_once(monkeypatch, capsys):
     for letter in "男女":
         assert draw.font_file.__wrapped__(frozenset(letter)).endswith("DejaVuSans.ttf")
     assert capsys.readouterr().err.count("no installed font has every letter") == 1
+
+
+def test_each_box_has_its_own_caption_and_the_colour_of_its_number():
+    photo, boxes = np.full((300, 300, 3), 255, np.uint8), np.array([(20, 30, 80, 90), (180, 160, 260, 240)])
+    drawn = annotate(photo, boxes, [[], ["Male 30 ± 5"]], numbers=[8, 3])
+    for (x0, y0, _, y1), number in zip(boxes, (8, 3), strict=True):
+        assert tuple(drawn[(y0 + y1) // 2, x0]) == draw.COLOURS[number % len(draw.COLOURS)]
+    ground = np.argwhere(drawn.max(axis=2) < 100)
+    assert len(ground) > 300
+    assert ground.min(axis=0).tolist() > [240, 150]  # under the second box alone
+    plain = annotate(photo, boxes, [[], []])
+    assert [tuple(plain[y0 + 30, x0]) for x0, y0, *_ in boxes] == list(draw.COLOURS[:2])

@@ -11,8 +11,8 @@ from PIL import Image
 
 from tfface import files
 from tfface.errors import UserError
-from tfface.faces import ALIGNMENTS, crops, prepare
-from tfface.faces.crops import Alignment
+from tfface.faces import ALIGNMENTS, align, crops, prepare
+from tfface.faces.crops import Alignment, describe, main_face
 from tfface.faces.detect import Faces, load_detector
 from tfface.faces.photos import read_photo
 
@@ -299,3 +299,20 @@ def test_landmarks_of_a_crop_are_shares_of_it():
 def test_the_face_that_a_photo_is_of_is_large_and_near_the_middle():
     boxes = np.array([[0, 0, 60, 60], [70, 70, 125, 125], [95, 95, 105, 105]], np.float32)
     assert crops.main_face(Faces(boxes, np.ones(3, np.float32)), (200, 200, 3)) == 1
+
+
+def test_crops_have_landmarks_and_stretch_as_is_said_of_them(samples, mtcnn):
+    """By these, faces of photos are cut for networks that learnt from such crops: medians over three sets."""
+    sets = (samples / "utkface" / "UTKFace", samples / "fairface" / "val", samples / "lfw" / "lfw-deepfunneled")
+    paths = [sorted(folder.rglob("*.jpg")) for folder in sets]
+    photos = [read_photo(path) for some in paths for path in some[:: len(some) // 15]]
+    found = [
+        describe(one, main_face(one, photo.shape)) for photo, one in zip(photos, mtcnn(photos), strict=True) if one
+    ]
+    assert len(found) > 44
+    for name in ("margin", "eyes"):
+        alignment = Alignment(name)
+        places = [align.transform(face["landmarks"], alignment._matrix(face)) + 0.5 for face in found]
+        np.testing.assert_allclose(np.median(places, axis=0) / alignment.size[0], alignment.landmarks, atol=0.02)
+    x0, y0, x1, y1 = np.transpose([face["box"] for face in found])
+    assert 1 / np.median((x1 - x0) / (y1 - y0)) == pytest.approx(Alignment("margin").stretch, abs=0.05)

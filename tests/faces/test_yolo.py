@@ -128,6 +128,36 @@ def test_onnx_layouts(tmp_path, numbers):
             np.testing.assert_allclose(faces[0].landmarks, [2 * POINTS])
 
 
+def test_onnx_models_see_red_green_and_blue_in_the_unit_interval(tmp_path):
+    """The model answers with the means of its input's channels: where a face is, and how wide."""
+    onnx = pytest.importorskip("onnx", reason="onnx is not installed: no model can be made to test with")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    node, real = onnx.helper.make_node, onnx.TensorProto.FLOAT
+    constants = {"factors": np.array([[40, 30, 20]]), "rest": np.array([[20, 0.9]])}
+    graph = onnx.helper.make_graph(
+        [
+            node("ReduceMean", ["images"], ["means"], axes=[2, 3], keepdims=0),
+            node("Mul", ["means", "factors"], ["places"]),
+            node("Concat", ["places", "rest"], ["row"], axis=1),
+            node("Unsqueeze", ["row", "axis"], ["boxes"]),
+        ],
+        "made",
+        [onnx.helper.make_tensor_value_info("images", real, [1, 3, 64, 96])],
+        [onnx.helper.make_tensor_value_info("boxes", real, [1, 1, 5])],
+        [
+            *(onnx.numpy_helper.from_array(value.astype(np.float32), name) for name, value in constants.items()),
+            onnx.numpy_helper.from_array(np.array([1], np.int64), "axis"),
+        ],
+    )
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    model.ir_version = 10
+    onnx.save(model, tmp_path / "means.onnx")
+    photo = np.full((128, 192, 3), (255, 204, 102), np.uint8)
+    (faces,) = yolo.OnnxYOLO(tmp_path / "means.onnx")([photo])
+    # Centre (40 * 1, 30 * 0.8), 20 * 0.4 wide, 20 high; the photo is twice as large.
+    np.testing.assert_allclose(faces.boxes, [[72, 28, 88, 68]], atol=1e-3)
+
+
 def test_onnx_of_another_kind_is_refused(tmp_path):
     detector = yolo.OnnxYOLO(onnx_model(tmp_path / "other.onnx", np.zeros((40, 85))))
     with pytest.raises(UserError, match=r"\(40, 85\)"):

@@ -85,6 +85,23 @@ def test_a_large_face_waits_in_a_small_patch(people):
     np.testing.assert_allclose(moved, (points - [-160, -80]) * 0.4, atol=1)
 
 
+def test_a_patch_is_square_about_the_face_where_the_frame_ends_too():
+    y, x = np.mgrid[0:90, 0:160]
+    frame = np.dstack([x, y, x]).astype(np.uint8)
+    points = np.array([[140.0, 20], [150, 20], [145, 26], [141, 32], [149, 32]])
+    patch, inner, moved = module._patch(frame, np.array([130.0, 8, 160, 44]), points)
+    assert patch.shape == (72, 72, 3)
+    start = points[0] - moved[0]
+    np.testing.assert_array_equal(inner, np.array([130, 8, 160, 44]) - np.tile(start, 2))
+    np.testing.assert_array_equal(moved, points - start)
+    for column, row in moved.astype(int):
+        assert patch[row, column, :2].tolist() == [start[0] + column, start[1] + row]
+    assert (patch[:, -1, 0] == 159).all()  # over the frame its edge is repeated
+    assert (patch[0, :, 1] == 0).all()
+    points[3:] = np.nan  # as dlib's five points say of the mouth: they are looked for anew
+    assert module._patch(frame, np.array([130.0, 8, 160, 44]), points)[2] is None
+
+
 def test_what_is_no_face_is_not_predicted(shots, people):
     before = shots.counts.copy()
     track = TrackShots()

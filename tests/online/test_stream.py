@@ -15,11 +15,13 @@ import pytest
 from tfface import cli
 from tfface.errors import UserError
 from tfface.faces.detect import Faces
+from tfface.online import live as live_module
 from tfface.online import stream as module
 from tfface.online.capture import Source
 from tfface.online.live import LiveFaces, SecondLook, distinct, load_live_detector
 from tfface.online.record import recorder
 from tfface.online.stream import Stream, draw
+from tfface.online.timing import Timing
 
 
 def frames_of(path):
@@ -128,13 +130,15 @@ def test_ctrl_c_ends_cleanly_with_whole_files(light_run, clip, tmp_path):
 
 def test_a_recording_keeps_its_times_and_its_size(tmp_path):
     times = [0.0, 0.1, 0.5, 0.52, 1.5]
+    colour = np.array([200, 80, 30], np.uint8)
     with recorder(tmp_path / "x.mp4", 30) as video:
         for time_ in times:
-            video.write(np.full((91, 121, 3), 200, np.uint8), time_)  # odd sides: H.264 wants even ones
+            video.write(np.full((91, 121, 3), colour), time_)  # odd sides: H.264 wants even ones
         video.write(np.full((300, 300, 3), 90, np.uint8), 2.0)  # a camera that comes back with another size
     frames, read = frames_of(tmp_path / "x.mp4")
     np.testing.assert_allclose(read, [*times, 2.0], atol=0.002)
     assert {frame.shape for frame in frames} == {(90, 120, 3)}
+    np.testing.assert_allclose(frames[0][45, 60, ::-1], colour, atol=8)  # OpenCV gives blue first
 
 
 KILLED = """
@@ -363,6 +367,54 @@ def test_a_face_that_is_found_twice_counts_once():
     faces = Faces(boxes, np.array([0.9, 0.8, 0.7, 0.6], "float32"), np.zeros((4, 5, 2), "float32"))
     np.testing.assert_array_equal(distinct(faces).boxes, boxes[[0, 2, 3]])
     assert len(distinct(faces.select([]))) == 0
+
+
+class Offered:
+    """In place of a `ShotPredictor`: notes what it is offered."""
+
+    def __init__(self):
+        self.timing, self.offers = Timing(), []
+
+    def offer(self, track, image, box, landmarks, time, wait):
+        self.offers.append((track, time))
+
+    def attributes(self, track, box, score):
+        return None
+
+
+def test_a_face_that_stays_keeps_its_shots_and_uncertain_boxes_give_none():
+    shots, given = Offered(), Given(faces_at((10, 10, 60, 70), score=0.9))
+    live = LiveFaces(shots, given, most_shots=3, look_again=False)
+    for number in range(100):
+        if number == 60:
+            given.faces = faces_at((10, 10, 60, 70), score=0.3)
+        faces = live(np.zeros((360, 640, 3), np.uint8), number / 10)
+        assert [face.number for face in faces] == [1] * (number > 1)
+    assert {id(track) for track, _ in shots.offers} == {id(live._tracks[1])}
+    assert live._tracks[1].most == 3
+    assert max(time for _, time in shots.offers) == 5.9
+
+
+def test_after_a_cut_faces_have_new_numbers_and_come_in_their_order():
+    rng = np.random.default_rng(0)
+    one, other = (np.repeat(np.repeat(rng.integers(0, 256, (9, 16, 3), np.uint8), 20, 0), 20, 1) for _ in range(2))
+    boxes = [(10, 10, 60, 70), (200, 50, 260, 120)]
+    given = Given(faces_at(*boxes, score=0.9))
+    live = LiveFaces(Offered(), given, look_again=False)
+    numbers = []
+    for number, image in enumerate([one] * 4 + [other] * 4):
+        given.faces = faces_at(*(boxes[::-1] if number % 2 else boxes), score=0.9)
+        faces = live(image, number / 10)
+        numbers.append([face.number for face in faces])
+        assert not faces or faces[0].box[0] < faces[1].box[0]  # the same one first, whichever was found first
+    assert numbers == [[], [], [1, 2], [1, 2], [], [], [3, 4], [3, 4]]
+
+
+@pytest.mark.parametrize("name", ["yolo", "mtcnn"])
+def test_boxes_that_are_too_uncertain_to_begin_a_track_are_still_found(name, monkeypatch):
+    monkeypatch.setattr(live_module, "load_detector", lambda name, **options: options)
+    options, tracker = load_live_detector(name)
+    assert 0 < options["score_threshold"] < tracker.sure == live_module.THRESHOLDS[name][1]
 
 
 def test_tracks_that_are_gone_are_forgotten(shots, people):
