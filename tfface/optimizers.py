@@ -12,9 +12,11 @@ from tfface.errors import UserError
 def discriminative(optimizer_class: type[keras.optimizers.Optimizer]) -> type[keras.optimizers.Optimizer]:
     """Make a subclass of a Keras optimizer that scales the learning rate layer by layer.
 
-    The new class takes one more argument, `factors`: layer name -> factor. A name covers a
-    layer, a block or a nested model; what is not named keeps the factor 1, and a factor of 0 freezes. Weight decay goes
-    with the learning rate, so with the factor too. Names of nothing that is trained are told in a warning.
+    The new class takes one more argument, `factors`: layer name -> factor. A name covers a layer or a block, with all
+    that is in it; what is not named keeps the factor 1, and a factor of 0 freezes. Weight decay goes with the learning
+    rate, so with the factor too. Names of nothing that is trained are told in a warning. Such is the name of a
+    functional model that is a layer of another: Keras leaves it out of the names of its variables. For that one
+    `discriminative_factors` takes the model itself.
 
     Reference: Howard and Ruder, Universal Language Model Fine-tuning for Text Classification (ACL 2018), section 3.2.
 
@@ -50,7 +52,8 @@ def discriminative(optimizer_class: type[keras.optimizers.Optimizer]) -> type[ke
                 unknown = [name for name in self.factors if name not in known]
                 if unknown:
                     words = f"factors name nothing that is trained: {', '.join(unknown[:5])}"
-                    warnings.warn(f"{len(unknown)} of {len(self.factors)} {words}", stacklevel=2)
+                    mend = "A functional model in another goes by the names of its layers: see discriminative_factors."
+                    warnings.warn(f"{len(unknown)} of {len(self.factors)} {words}. {mend}", stacklevel=2)
             super().build(variables)
 
         def update_step(self, gradient, variable, learning_rate):
@@ -100,7 +103,7 @@ DiscriminativeAdam = discriminative(keras.optimizers.Adam)
 DiscriminativeSGD = discriminative(keras.optimizers.SGD)
 
 
-def discriminative_factors(groups: Sequence[Sequence[str]], low: float, high: float) -> dict[str, float]:
+def discriminative_factors(groups: Sequence[Sequence[str | keras.Layer]], low: float, high: float) -> dict[str, float]:
     """Factors that spread learning rates from `low` to `high` over groups of layers, in equal ratios.
 
     The layers nearest the pixels hold what every task needs and should move least. Used with a learning rate (or the
@@ -109,8 +112,9 @@ def discriminative_factors(groups: Sequence[Sequence[str]], low: float, high: fl
     Reference: Howard and Gugger, fastai: A Layered API for Deep Learning (Information 2020), section 2.3.
 
     Args:
-        groups: names of layers, blocks or nested models in each group, the group nearest the input first; one group
-            alone gets `high`.
+        groups: layers, blocks or nested models of each group, or their names, the group nearest the input first; one
+            group alone gets `high`. A functional model that is a layer of another, such as one of `keras.applications`,
+            must be given itself: its name covers nothing.
         low: learning rate of the first group, above 0.
         high: learning rate of the last group, at least `low`.
 
@@ -118,7 +122,8 @@ def discriminative_factors(groups: Sequence[Sequence[str]], low: float, high: fl
         name -> factor in (0, 1], for the `factors` of a discriminative optimizer.
 
     Raises:
-        UserError: rates out of order, no group, a name in place of a group, or a name that stands twice.
+        UserError: rates out of order, no group, a name in place of a group, a name that stands twice, or a layer that
+            is not built.
 
     Example:
         factors = discriminative_factors([["stem", "stage1"], ["stage2"], ["head"]], 1e-5, 1e-4)
@@ -126,13 +131,27 @@ def discriminative_factors(groups: Sequence[Sequence[str]], low: float, high: fl
     """
     if not 0 < low <= high:
         raise UserError(f"Learning rates must hold 0 < low <= high. Received: low={low}, high={high}.")
-    names = [name for group in groups for name in group]
-    if any(isinstance(group, str) for group in groups) or not names or len(names) != len(set(names)):
+    lists = not any(isinstance(group, str | keras.Layer) for group in groups)
+    named = [[name for member in group for name in _names(member)] for group in groups] if lists else []
+    names = [name for group in named for name in group]
+    if not names or len(names) != len(set(names)):
         raise UserError(f"Groups must name layers, lists of names, each in one group only. Received: {groups}.")
     last = len(groups) - 1
     return {
-        name: (low / high) ** ((last - index) / max(1, last)) for index, group in enumerate(groups) for name in group
+        name: (low / high) ** ((last - index) / max(1, last)) for index, group in enumerate(named) for name in group
     }
+
+
+def _names(member: str | keras.Layer) -> list[str]:
+    """The names by which the variables of a layer go: its own, or the outermost in it that stands in their paths."""
+    if isinstance(member, str):
+        return [member]
+    if not member.built:
+        raise UserError(f"Groups must hold layers that are built. Received: {member.name}. Call the model on a batch.")
+    # Frozen ones too: `trainable_variables` has none of them.
+    variables = [variable for layer in member._flatten_layers() for variable in layer._trainable_variables]
+    paths = [variable.path.split("/")[:-1] for variable in variables]
+    return list(dict.fromkeys(member.name if member.name in path else path[0] for path in paths))
 
 
 @keras.saving.register_keras_serializable(package="tfface")

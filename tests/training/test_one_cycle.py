@@ -1,3 +1,5 @@
+import warnings
+
 import keras
 import numpy as np
 import pytest
@@ -192,9 +194,44 @@ def test_factors_are_spread_in_equal_ratios():
     assert discriminative_factors([["all"]], 1e-5, 1e-3) == {"all": 1.0}  # fastai: the highest
 
 
+def test_layers_and_models_within_a_model_stand_for_the_names_of_their_variables():
+    class Block(keras.layers.Layer):
+        def __init__(self, backbone):
+            super().__init__(name="block")
+            self.backbone, self.own = backbone, keras.layers.Dense(2, name="own")
+
+        def call(self, x):
+            return self.own(self.backbone(x))
+
+    def functional(name):
+        image = keras.Input((2,))
+        x = keras.layers.Dense(2, name=f"{name}_low")(image)
+        return keras.Model(image, keras.layers.BatchNormalization(name=f"{name}_norm")(x), name=name)
+
+    def sequential(name):
+        return keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="in_it")], name=name)
+
+    base, stack, block = functional("base"), sequential("stack"), Block(functional("inner"))
+    model = keras.Sequential([keras.Input((2,)), base, stack, block, keras.layers.Dense(1, name="head")], name="all")
+    base.trainable = False
+    factors = discriminative_factors([[base, "stack"], [block], [model.layers[-1]]], 1e-4, 1e-2)
+    base.trainable = True
+    optimizer = DiscriminativeSGD(1.0, factors=factors)
+    paths = [(layer.name, variable.path) for layer in model.layers for variable in layer.trainable_variables]
+    assert len(paths) == 14
+    expected = {"base": 0.01, "stack": 0.01, "block": 0.1, "head": 1.0}
+    for name, path in paths:
+        assert optimizer.factor_of(path) == pytest.approx(expected[name])
+    model.compile(optimizer, "mse")
+    with warnings.catch_warnings(action="error"):  # of names of nothing that is trained
+        optimizer.build(model.trainable_variables)
+
+
 @pytest.mark.parametrize(
     ("groups", "low", "high", "message"),
     [
+        ([[keras.layers.Dense(1, name="fresh")]], 1e-5, 1e-4, "built. Received: fresh"),
+        ([keras.layers.Dense(1)], 1e-5, 1e-4, "lists of names"),
         ([["a"], ["a"]], 1e-5, 1e-4, "one group only"),
         ([], 1e-5, 1e-4, "must name layers"),
         ([["a"]], 1e-3, 1e-4, "0 < low <= high"),
