@@ -18,6 +18,7 @@ kernels, on images of its own and without XLA. Nothing is asserted.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import time
 
@@ -37,8 +38,17 @@ NETWORKS = {
     "tcgf": lambda shape: models.tcgf_resnet(RACE, shape),
     "relu": lambda shape: models.tcgf_resnet(RACE, shape, activation="relu"),
     "no-cbam": lambda shape: models.tcgf_resnet(RACE, shape, attention=False),
+    "facenet": lambda shape: facenet(shape),
 }
 """The first is what the others are measured by."""
+
+
+def facenet(shape: tuple[int, int, int]) -> keras.Model:
+    """FaceNet's network, all of it trained, with a head of four classes."""
+    backbone = models.inception_resnet_v1(shape)
+    head = keras.layers.Dense(4, activation="softmax", dtype="float32", name="race")
+    return keras.Model(backbone.input, {"race": head(backbone.output)})
+
 
 TORCH = "torch-resnet50"
 """torchvision's ResNet50."""
@@ -52,9 +62,10 @@ class Step:
         size, batch: side of the images in pixels, and how many.
         jit: whether XLA compiles the step.
         precision: a Keras dtype policy.
+        fused: whether batch norms are computed as the training loop does, or as Keras does.
     """
 
-    def __init__(self, name: str, size: int, batch: int, jit: bool, precision: str):
+    def __init__(self, name: str, size: int, batch: int, jit: bool, precision: str, fused: bool):
         keras.mixed_precision.set_dtype_policy(precision)
         keras.utils.set_random_seed(0)
         self.model = NETWORKS[name]((size, size, 3))
@@ -66,7 +77,7 @@ class Step:
         # Ours scale inside.
         self.images = keras.ops.convert_to_tensor(images / 255 if name == "resnet50" else images)
         self.model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "categorical_crossentropy", jit_compile=jit)
-        with fused_batch_norms(self.model):  # as the training loop does
+        with fused_batch_norms(self.model) if fused else contextlib.nullcontext():
             self.warm_up()
 
     def warm_up(self) -> None:
@@ -131,12 +142,19 @@ def main():
     parser.add_argument("--repeats", type=int, default=6)
     parser.add_argument("--jit", nargs="+", choices=["off", "on"], default=["off", "on"])
     parser.add_argument("--precision", nargs="+", default=["float32"], help="dtype policies, such as mixed_bfloat16")
+    parser.add_argument("--batch-norms", nargs="+", choices=["fused", "keras"], default=["fused"], help="computed how")
     parser.add_argument("--peak", type=float, help="of the device in that precision, 10^12 operations a second")
     options = parser.parse_args()
     for jit in options.jit:
         for precision in options.precision:
-            names = [name for name in options.networks if name != TORCH]
-            steps = {name: Step(name, options.size, options.batch, jit == "on", precision) for name in names}
+            steps = {
+                f"{name}{', Keras batch norms' * (norms == 'keras')}": Step(
+                    name, options.size, options.batch, jit == "on", precision, norms == "fused"
+                )
+                for name in options.networks
+                if name != TORCH
+                for norms in options.batch_norms
+            }
             if TORCH in options.networks:
                 count = multiply_adds(NETWORKS["resnet50"]((options.size, options.size, 3)))
                 steps[TORCH] = TorchStep(options.size, options.batch, precision, count)
