@@ -27,6 +27,16 @@ def groups(network):
     return pruning.channel_groups(network)
 
 
+@pytest.fixture
+def part_and_whole():
+    """A network whose eight channels are made by one layer, and half by half by two others; their group."""
+    inputs = keras.Input((2,))
+    left, right, whole = (layers.Dense(n, name=name)(inputs) for n, name in ((4, "left"), (4, "right"), (8, "whole")))
+    stream = layers.Add()([layers.Concatenate()([left, right]), whole])
+    model = keras.Model(inputs, layers.Dense(1)(stream))
+    return model, *pruning.channel_groups(model)
+
+
 def _kernel(network, name):
     return keras.ops.convert_to_numpy(network.get_layer(name).kernel)
 
@@ -35,6 +45,7 @@ def test_norms_are_those_of_all_filters_of_a_unit(network, groups):
     stem, inner, outer = (_kernel(network, name) for name in ("stem", "inner", "outer"))
     l1 = pruning.importance(network, groups, "l1")
     np.testing.assert_allclose(l1["inner"], np.abs(inner).sum(axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(pruning.importance(network, groups)["stem"], l1["stem"])
     np.testing.assert_allclose(l1["stem"], np.abs(stem).sum(axis=0) + np.abs(outer).sum(axis=0), rtol=1e-6)
     l2 = pruning.importance(network, groups, "l2")
     np.testing.assert_allclose(l2["stem"], np.sqrt((stem**2).sum(axis=0) + (outer**2).sum(axis=0)), rtol=1e-6)
@@ -82,6 +93,24 @@ def test_group_counts_both_ends_of_a_shortcut_and_depthwise_filters():
     model.get_layer("mix").kernel.assign([[[[0.0, 8.0], [0.0, 8.0]]]])  # as reader 1, 1
     scores = pruning.importance(model, pruning.channel_groups(model), "group")
     np.testing.assert_allclose(scores["stem"], [4 / 5, 6 / 5], rtol=1e-6)
+
+
+def test_group_rates_what_is_average_1_in_layers_of_part_of_the_units_too(part_and_whole):
+    model, group = part_and_whole
+    for weight in model.weights:
+        weight.assign(np.ones(weight.shape))
+    np.testing.assert_allclose(pruning.importance(model, [group], "group")[group.name], 1, rtol=1e-6)
+
+
+def test_batch_norm_scales_are_taken_without_their_sign():
+    inputs = keras.Input((1,))
+    stem = layers.BatchNormalization(name="norm1")(layers.Dense(2, name="stem")(inputs))
+    other = layers.BatchNormalization(name="norm2")(layers.Dense(2, name="other")(inputs))
+    model = keras.Model(inputs, layers.Dense(1)(layers.Add()([stem, other])))
+    model.get_layer("norm1").gamma.assign([-6.0, 2.0])
+    model.get_layer("norm2").gamma.assign([1.0, 3.0])
+    scores = pruning.importance(model, pruning.channel_groups(model), "batchnorm")
+    np.testing.assert_allclose(*scores.values(), [3.5, 2.5])
 
 
 def test_batch_norm_scales_and_what_has_none(network, groups):
@@ -145,6 +174,19 @@ def test_taylor_counts_examples_as_fit_does(network, groups, loss):
     assert np.abs(rated(np.ones(len(DATA), "float32")) - half).max() > 1e-3
 
 
+def test_taylor_weighs_the_examples_of_each_output_by_its_own():
+    inputs = keras.Input((5,))
+    x = layers.Dense(8, name="stem")(inputs)
+    model = keras.Model(inputs, {name: layers.Dense(2, name=name)(x) for name in ("a", "b")})
+    groups, targets = pruning.channel_groups(model), {"a": TARGETS, "b": TARGETS[::-1]}
+    weights = {"a": np.zeros(16, "float32"), "b": np.ones(16, "float32")}
+    both = {"a": "mse", "b": "mse"}
+    scores = pruning.importance(model, groups, "taylor", data=[(DATA, targets, weights)], loss=both)
+    alone = pruning.importance(model, groups, "taylor", data=[(DATA, targets)], loss={"b": "mse"})
+    assert alone["stem"].min() > 0
+    np.testing.assert_allclose(scores["stem"], alone["stem"], rtol=1e-5)
+
+
 def test_taylor_wants_data(network, groups):
     with pytest.raises(UserError, match="needs data and a loss"):
         pruning.importance(network, groups, "taylor")
@@ -170,6 +212,10 @@ def _chosen(groups, *arguments, **settings):
 def test_each_group_loses_its_lowest(groups):
     assert _chosen(groups, 0.5) == {"stem": list(range(8)), "inner": list(range(8))}
     assert _chosen(groups, 0.5, multiple_of=4) == {"stem": [4, 5, 6, 7], "inner": list(range(8))}
+    assert _chosen(groups, 0.3, multiple_of=1) == {"stem": list(range(2, 8)), "inner": list(range(11))}  # 2.4, 4.8 go
+    assert _chosen(groups, 0.25)["inner"] == list(range(16))  # 12 lie half way: up
+    assert _chosen(groups, 0.4)["inner"] == list(range(8))  # 10 are nearer to 8 than to 16
+    assert _chosen(groups, 0.9)["inner"] == list(range(8))  # one multiple at least
     assert _chosen(groups, 0.9, multiple_of=1, minimum=3) == {"stem": [5, 6, 7], "inner": [0, 1, 2]}
     assert _chosen(groups, 0.5, multiple_of=1, exclude=["inn*"])["inner"] == list(range(16))
     assert _chosen(groups, 0.5, multiple_of=1, exclude=["outer"])["stem"] == list(range(8))
@@ -182,6 +228,28 @@ def test_global_ranking_compares_groups_by_their_means(groups):
     lowest_kept = min(relative[name][kept[name]].min() for name in kept)
     for name, scores in relative.items():
         assert (np.delete(scores, kept[name]) <= lowest_kept).all()
+    kept = _chosen(groups, 0.25, "global", multiple_of=1)
+    assert {name: len(units) for name, units in kept.items()} == {"stem": 6, "inner": 12}  # both rise evenly from 0
+
+
+def test_no_layer_loses_all_that_it_makes(part_and_whole):
+    group = part_and_whole[1]
+    scores = np.array([1, 3, 2, 0, 15, 19, 16, 17.0])
+    kept = pruning.choose([group], {group.name: scores}, 0.5, multiple_of=1)[group.name]
+    assert kept.tolist() == [1, 5, 6, 7]
+    kept = pruning.choose([group], {group.name: scores[::-1]}, 0.75, multiple_of=1)[group.name]
+    assert kept.tolist() == [2, 6]
+
+
+def test_multiples_and_minima_count_channels_and_not_units():
+    inputs = keras.Input((4, 4, 3))
+    x = layers.Conv2D(32, 3, groups=4, name="grouped")(layers.Conv2D(16, 1, name="stem")(inputs))
+    groups = pruning.channel_groups(keras.Model(inputs, layers.Conv2D(2, 1)(x)))
+    group = next(group for group in groups if "stem" in group.layers)
+    assert group.width == 4  # units of one channel in each of the four groups
+    scores = {each.name: np.arange(each.width, dtype=float) for each in groups}
+    for settings, count in (({}, 2), ({"multiple_of": 4}, 1), ({"multiple_of": 1, "minimum": 10}, 3)):
+        assert len(pruning.choose(groups, scores, 0.9, **settings)[group.name]) == count
 
 
 def test_ratios_by_name(groups):

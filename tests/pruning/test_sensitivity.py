@@ -1,5 +1,7 @@
 """Sensitivity is measured on a copy, and ratios follow from it; costs are counted and timed."""
 
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ from keras import layers
 from tfface import pruning
 from tfface.errors import UserError
 from tfface.evaluation import plots
+from tfface.layers import CosineSimilarity
+from tfface.pruning import measure
 
 
 def _table(**drops):
@@ -43,6 +47,8 @@ def test_sensitivity_is_what_the_cut_network_gives(fill):
         assert row["value"] == pytest.approx(loss(pruning.cut(model, keep)), rel=1e-4, abs=1e-6)
         assert row["drop"] == row["value"] - table[0]["value"]
     assert table[2]["drop"] > 0
+    quality = pruning.sensitivity(model, groups, lambda network: -loss(network), ratios=(0.75,))
+    assert [row["drop"] for row in quality] == pytest.approx([table[place]["drop"] for place in (0, 2, 3, 5)])
     for one, other in zip(weights, model.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
 
@@ -63,6 +69,8 @@ def test_ratios_meet_the_overall_ratio(ratio):
 def test_a_drop_that_falls_again_is_not_trusted():
     table = _table(odd=(8, [(0.3, 0.2), (0.6, 0.0), (0.9, 0.5)]))
     assert pruning.ratios_from_sensitivity(table, drop=0.1)["odd"] == pytest.approx(0.15)
+    table = _table(better=(8, [(0.3, -0.1), (0.6, 0.1)]))  # nor is a gain made up for by a loss
+    assert pruning.ratios_from_sensitivity(table, drop=0.0)["better"] == pytest.approx(0.3)
 
 
 def test_wrong_requests_are_refused():
@@ -97,6 +105,9 @@ def test_multiply_adds():
     assert pruning.multiply_adds(model) == COST
     outer = keras.Input((9, 8, 3))
     assert pruning.multiply_adds(keras.Model(outer, [model(outer), model(outer)])) == 2 * COST
+    first = keras.Input((3, 9, 8))
+    turned = layers.Conv2D(6, 3, strides=2, padding="same", data_format="channels_first")(first)
+    assert pruning.multiply_adds(keras.Model(first, turned)) == 5 * 4 * 9 * 3 * 6
     inner = keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(2, 1)])
     assert pruning.multiply_adds(inner, (4, 5, 3)) == 4 * 5 * 6
     with pytest.raises(UserError, match="give input_shape"):
@@ -106,6 +117,12 @@ def test_multiply_adds():
 def test_known_multiply_adds():
     model = keras.applications.MobileNet(weights=None)
     assert pruning.multiply_adds(model) == 568_740_352  # Howard et al., MobileNets (2017), table 4: 569 million
+
+
+def test_multiply_adds_of_cosines_are_those_of_a_dense_layer(recwarn):
+    inputs = keras.Input((5,))
+    assert pruning.multiply_adds(keras.Model(inputs, CosineSimilarity(7)(inputs))) == 5 * 7
+    assert not recwarn
 
 
 def test_multiply_adds_name_what_they_leave_out():
@@ -118,6 +135,14 @@ def test_multiply_adds_name_what_they_leave_out():
 def test_latency_of_words():
     words = keras.Sequential([layers.Input((4,), dtype="int32"), layers.Embedding(2, 3)])
     assert pruning.latency([words], repeats=1)[0] > 0
+
+
+def test_latency_is_the_least_of_the_rounds_after_two(monkeypatch):
+    inputs = keras.Input((1,))
+    model, taken, clock = keras.Model(inputs, layers.ReLU()(inputs)), iter([1, 2, 5, 3, 4]), [0]
+    monkeypatch.setattr(model, "predict_on_batch", lambda batch: clock.append(clock[-1] + next(taken)))
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=lambda: clock[-1]))
+    assert pruning.latency([model], repeats=3) == [3]
 
 
 def test_latency_gives_a_time_for_each():
