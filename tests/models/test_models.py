@@ -4,8 +4,11 @@ import keras
 import numpy as np
 import pytest
 
+from tfface.layers import GreyImage, StandardizeImage
 from tfface.models import MODELS
 
+ACTIVATIONS = (keras.layers.Activation, keras.layers.ReLU, keras.layers.PReLU)
+KERNELS = (keras.layers.Conv2D, keras.layers.Dense)
 TRAINED = sorted(MODELS.keys() - {"inception_resnet_v1"})  # arg is the same network with heads
 
 
@@ -33,6 +36,32 @@ def test_symbolic_shape_is_eager_shape(model):
     for name, tensor in symbolic.items():
         assert tuple(outputs[name].shape) == (4, *tensor.shape[1:])
         assert np.isfinite(keras.ops.convert_to_numpy(outputs[name])).all()
+
+
+def test_pixels_are_brought_to_one_range(model):
+    """Grey about 0.5, standardised, or [-1, 1]: the first layer of every network."""
+    first = model.layers[1]
+    if isinstance(first, keras.layers.Rescaling):
+        np.testing.assert_allclose(first(np.array([0, 127.5, 255])), [-1, 0, 1], atol=1e-6)
+    else:
+        assert isinstance(first, GreyImage | StandardizeImage)
+
+
+def test_an_activation_stands_between_any_two_convolutions(model):
+    if model.name in ("arg", "inception_resnet_v1", "recognition"):
+        return  # FaceNet's last block and bottleneck, and a mask's pyramid, are linear
+
+    def bends(tensor):
+        layer = tensor._keras_history.operation
+        if isinstance(layer, ACTIVATIONS) or getattr(layer, "activation", linear) is not linear:
+            return True
+        if isinstance(layer, (*KERNELS, keras.layers.InputLayer)):
+            return False
+        return all(map(bends, keras.tree.flatten(layer.input)))
+
+    linear = keras.activations.linear
+    kernels = [layer for layer in model.layers if isinstance(layer, KERNELS)]
+    assert [layer.name for layer in kernels if not bends(layer.input)] == [kernels[0].name]
 
 
 def test_config_round_trip(model):
