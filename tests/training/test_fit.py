@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -285,6 +286,22 @@ def test_a_figure_that_nobody_measures_is_refused():
 def test_of_accuracies_and_cosines_the_highest_is_kept(monitor, best):
     history = [{"epoch": epoch, monitor: value} for epoch, value in enumerate((0.2, 0.7, 0.5))]
     assert Recorder(None, None, history, monitor, patience=0).best_epoch() == best
+
+
+@pytest.mark.parametrize(("patience", "first"), [(2, 0), (2, 4), (0, 0)])
+def test_a_better_epoch_is_kept_and_patience_is_counted_from_it(patience, first):
+    inputs, kept, stopped = keras.Input((1,)), [], []
+    run = SimpleNamespace(save_trained=lambda model: kept.append(len(history)), save_state=lambda model, rows: None)
+    losses = (3.0, 2.0, 2.0, 1.5, 1.6, 1.7, 1.8)
+    history = [{"epoch": epoch, "val_loss": loss} for epoch, loss in enumerate(losses[:first])]
+    recorder = Recorder(run, keras.Model(inputs, keras.layers.ReLU()(inputs)), history, "val_loss", patience)
+    recorder.set_model(SimpleNamespace(stop_training=False))
+    for epoch in range(first, len(losses)):
+        recorder.on_epoch_begin(epoch)
+        recorder.on_epoch_end(epoch, {"val_loss": losses[epoch]})
+        stopped.append(recorder.model.stop_training)
+    assert kept == [epoch for epoch in (0, 1, 3) if epoch >= first]  # no better is the third than the second
+    assert stopped == [patience > 0 and epoch >= 5 for epoch in range(first, len(losses))]
 
 
 def test_a_report_tells_of_the_runs_own_data(tiny_run, data_dir, tmp_path):

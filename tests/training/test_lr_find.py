@@ -171,6 +171,10 @@ def test_data_of_any_kind_are_read_until_the_last_step(data, sgd, recwarn):
     assert not [warning for warning in recwarn if "ran out of data" in str(warning.message)]
 
 
+def test_the_defaults_are_a_hundred_steps_over_eight_decades(sgd):
+    np.testing.assert_allclose(find_learning_rate(sgd, ones(3200)).rates, np.geomspace(1e-7, 10, 100))
+
+
 def test_a_generator_that_ends_is_said(sgd):
     with pytest.raises(UserError, match="ended after 11 of 12 steps"):
         find_learning_rate(sgd, (ones(2) for _ in range(11)), 1e-4, 1e-2, 12)
@@ -214,7 +218,8 @@ def test_it_stops_at_the_last_step():
 def hill(*corners):
     """A curve over rates from 1e-7 to 10, ten to the decade, straight between corners (place, value)."""
     smoothed = np.interp(np.arange(81), *zip(*corners, strict=True))
-    return LearningRateCurve(np.logspace(-7, 1, 81), smoothed, smoothed)
+    losses = np.where(np.arange(81) == 5, -9.0, smoothed)  # what a single batch says counts for nothing
+    return LearningRateCurve(np.logspace(-7, 1, 81), losses, smoothed)
 
 
 def test_suggestions():
@@ -234,9 +239,15 @@ def test_a_fall_after_the_loss_has_blown_up_is_not_the_steepest():
     assert hill((0, 1.0), (30, 1.0), (60, 0.5), (70, 3.0), (75, 2.0), (80, 2.0)).steepest < 0.1
 
 
+def test_the_first_fifth_is_not_the_steepest():
+    curve = hill((0, 1.0), (9, 1.0), (13, 0.5), (60, 0.3), (80, 5.0))
+    assert curve.steepest == pytest.approx(10**-5.4)  # place 16, whose tenth of the test reaches back into the fall
+
+
 def test_nothing_is_suggested_where_the_loss_does_not_fall(tmp_path):
     curve = hill((0, 1.0), (80, 5.0))
     assert curve.suggestions == {"steepest": None, "valley": None, "minimum_tenth": None}
+    assert hill((0, 1.0), (80, 1.0 - 1e-12)).valley is None  # a loss that stays falls too, by its rounding
     assert json.loads(curve.to_json(tmp_path / "lr.json").read_text())["suggestions"]["valley"] is None
     curve.plot(tmp_path / "lr.png")
 

@@ -23,6 +23,7 @@ def test_the_learning_rate_by_hand():
     schedule = cycle()
     np.testing.assert_allclose([float(schedule(step)) for step in range(STEPS)], RATES, rtol=1e-6)
     assert float(schedule(STEPS + 100)) == float(schedule(STEPS - 1))
+    assert float(OneCycle(1.0, 101)(25)) == 1.0  # the peak is a quarter of the way
 
 
 @pytest.mark.parametrize("steps", [2, 3, 101, 1234, 1_000_003])
