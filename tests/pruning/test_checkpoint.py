@@ -79,6 +79,7 @@ def rows_of(result):
 
 def test_a_file_becomes_a_smaller_plain_model(file, monkeypatch):
     monkeypatch.setattr(checkpoint, "model_fingerprint", None)  # of a network that nobody trains it is not needed
+    monkeypatch.setattr(checkpoint, "latency", lambda *_: [0.02, 0.008])
     result = prune_checkpoint(file, 0.5)
     folder = file.parent / "toy-pruned"
     assert {path.name for path in folder.iterdir()} == {"pruned.keras", "pruned.json"}
@@ -94,12 +95,15 @@ def test_a_file_becomes_a_smaller_plain_model(file, monkeypatch):
     assert rows["multiply-adds"]["pruned"] == 121 * 27 * 32 + 25 * 9 * 32 * 32 + 2 * 32
     assert rows["multiply-adds"]["speed_up"] == pytest.approx(1_130_816 / 335_008)
     assert rows["file, MB"]["pruned"] == pytest.approx((folder / "pruned.keras").stat().st_size / 1e6)
-    assert rows["batch of 8, ms"]["speed_up"] > 0
+    assert rows["file, MB"]["base"] == pytest.approx(file.stat().st_size / 1e6, rel=0.01)
+    assert rows["batch of 8, ms"] == {"name": "batch of 8, ms", "base": 20.0, "pruned": 8.0, "speed_up": 2.5}
     assert result["run"] == ""
     lines = table(result).splitlines()
     assert lines[0] == "| l1 0.5 by layer | base | pruned | delta | speed-up |"
     assert lines[3] == "| multiply-adds | 1,130,816 | 335,008 | -70.4% | 3.38 |"
     assert lines[-1].startswith("speed-up: how many times as fast as the base.")
+    accuracy = {"name": "gender accuracy", "base": 0.95, "pruned": 0.9375, "speed_up": None}
+    assert table({**result, "rows": [accuracy]}).splitlines()[2] == "| gender accuracy | 0.95 | 0.9375 | -0.0125 |  |"
 
 
 def test_files_beside_the_results_stay(file):
@@ -234,8 +238,10 @@ def test_a_schedule_comes_to_its_ratio_by_half_of_the_steps(name, steps):
     schedule = checkpoint._schedule(name, 0.5, steps)
     due = 1 + np.flatnonzero(schedule(np.arange(1, steps + 1))[0])
     assert 1 <= len(due) <= checkpoint.UPDATES
+    assert len(due) > checkpoint.UPDATES / 2 or steps < 2 * checkpoint.UPDATES
     assert due[-1] < steps / 2 + schedule.frequency
     assert float(schedule(due[-1])[1]) == pytest.approx(0.5)
+    assert (float(schedule(due[0])[1]) < 0.49) == (name == "polynomial" and len(due) > 1)
 
 
 def test_what_cannot_be_is_one_line(file, run, tmp_path, data_dir, monkeypatch):
