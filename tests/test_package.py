@@ -19,7 +19,7 @@ def test_a_wheel_holds_assets_and_builders(tmp_path):
     assert not list((library / "tfface" / "datasets").rglob("*_test.py"))
     for path in (ROOT / "tfface" / "assets").rglob("*"):
         assert (library / path.relative_to(ROOT)).exists(), path
-    line = "import tfface.commands; print(tfface.commands.BUILDERS)"
+    line = "import tfface.files; print(tfface.files.BUILDERS)"
     environment = os.environ | {"PYTHONPATH": str(library)}
     found = subprocess.run(
         [sys.executable, "-c", line], cwd=tmp_path, env=environment, check=True, capture_output=True, text=True

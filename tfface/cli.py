@@ -187,7 +187,7 @@ class _QuietTensorFlow:
 def _build(options):
     import absl.logging
 
-    from tfface import commands
+    from tfface import commands, files
 
     # What TFDS and Beam warn of and nobody need mend: a config made as it was asked for, an absent client of a cloud;
     # and Beam's traceback of a full disk, which is said in a line at the end.
@@ -205,7 +205,7 @@ def _build(options):
         options.data,
         options.manual_dir,
         options.data_dir,
-        options.builders or commands.BUILDERS,
+        options.builders or files.BUILDERS,
         options.beam,
         {"align": options.align, **chosen} if options.align else None,
         options.workers,

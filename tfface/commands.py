@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 
     from tfface.recipes import Recipe
 
-PACKAGE = Path(__file__).resolve().parent
-BUILDERS = PACKAGE / "datasets" if (PACKAGE / "datasets").is_dir() else PACKAGE.parent / "datasets"
-"""The folder of TFDS builders: in an installed package, or beside the package in a checkout."""
-
 
 def say(*words) -> None:
     """Print a line at once, also into a pipe."""
@@ -36,7 +32,7 @@ def build(
     data: str,
     manual_dir: str | Path | None = None,
     data_dir: str | Path | None = None,
-    builders: str | Path = BUILDERS,
+    builders: str | Path = files.BUILDERS,
     beam_pipeline_options: str | None = None,
     align: dict | None = None,
     workers: int = 1,
@@ -110,8 +106,8 @@ def _builder(data, manual_dir, data_dir, builders, align):
     from tfface.data import pipeline
 
     name, _, config = data.partition("/")
-    if not (builders / name / f"{name}_dataset_builder.py").exists():
-        known = sorted(path.parent.name for path in builders.glob("*/*_dataset_builder.py"))
+    known = files.builders_in(builders)
+    if name not in known:
         if not known:
             raise UserError(f"No builders are in {builders}. Expected there: NAME/NAME_dataset_builder.py.")
         raise UserError(f"Unknown data set. Expected one of: {', '.join(known)}. Received: {name}.")

@@ -22,6 +22,21 @@ LONGEST_NAME = 200
 """Bytes of a file's name up to which what is written aside bears it; file systems take 255."""
 
 
+_PACKAGE = Path(__file__).resolve().parent
+
+BUILDERS = _PACKAGE / "datasets" if (_PACKAGE / "datasets").is_dir() else _PACKAGE.parent / "datasets"
+"""The folder of TFDS builders: in an installed package, or beside the package in a checkout."""
+
+
+def builders_in(folder: Path) -> list[str]:
+    """Names of the data sets whose TFDS builders a folder holds, NAME/NAME_dataset_builder.py."""
+    return sorted(
+        path.parent.name
+        for path in folder.glob("*/*_dataset_builder.py")
+        if path.name == f"{path.parent.name}_dataset_builder.py"
+    )
+
+
 def home() -> Path:
     """Folder for fetched weights and cached features: `$TFFACE_HOME`, else `~/.cache/tfface`.
 

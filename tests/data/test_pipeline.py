@@ -183,11 +183,13 @@ def test_a_label_that_is_not_known_is_shown_once():
             "tfface build casia_webface/images --align five-point --no-face centre --manual-dir FOLDER",
         ),
         ("synthetic_faces/small", "tfface build synthetic_faces/small"),
+        ("studio/square-eyes", "tfface build studio/square --align eyes --builders FOLDER --manual-dir FOLDER"),
     ],
 )
 def test_what_is_not_prepared_is_told_with_the_command_that_prepares_it(data, command, tmp_path):
-    with pytest.raises(UserError, match=re.escape(f"`{command}")):
+    with pytest.raises(UserError, match=re.escape(f"`{command}")) as error:
         pipeline.open_dataset(data, tmp_path)
+    assert ("tfface has no builder of it, but of: bupt_balancedface," in str(error.value)) == ("--builders" in command)
     cli._parser().parse_args(shlex.split(pipeline.build_command(data))[1:])
 
 

@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 from google.protobuf.json_format import ParseError
 from tensorflow_datasets.core.dataset_info import DatasetInfoFileError
 
+from tfface import files
 from tfface.errors import UserError
 from tfface.faces import ALIGNMENTS
 
@@ -201,6 +202,8 @@ def open_dataset(data: str, data_dir: str | Path | None = None) -> Builder:
         name = data.partition("/")[0]
         others = sorted(path.parts[-3] for path in data_folder(data_dir).glob(f"{name}/*/*/dataset_info.json"))
         there = f" There are: {', '.join(f'{name}/{config}' for config in others)}." if others else ""
+        if name not in (own := files.builders_in(files.BUILDERS)):
+            there += f" tfface has no builder of it, but of: {', '.join(own)}."
         raise UserError(
             f"The data set {data} is not prepared in {data_folder(data_dir)}.{there} Build it first: "
             f"`{build_command(data)}`, or name its place with --data-dir. `tfface doctor` lists what is prepared."
@@ -230,6 +233,8 @@ def damaged(data: str, data_dir: str | Path | None, error: Exception) -> UserErr
 def build_command(data: str) -> str:
     """The command that prepares a data set, of which an aligned one bears the alignment in its config's name.
 
+    One of a builder of your own wants its folder, too.
+
     Args:
         data: `name` or `name/config`, such as "utkface/margin"; see `tfface.data.aligned.aligned_config`.
     """
@@ -242,6 +247,7 @@ def build_command(data: str) -> str:
     if detector:  # in a config's name the colon of "dlib:68-point" is an underscore
         detector = re.sub(r"^(dlib|yolo)_", r"\1:", detector)
     words += [f"--detector {detector}"] * bool(detector) + ["--no-face centre"] * bool(centre)
+    words += ["--builders FOLDER"] * (name not in files.builders_in(files.BUILDERS))
     return " ".join(words + ["--manual-dir FOLDER"] * (name != "synthetic_faces"))
 
 
