@@ -117,6 +117,51 @@ def test_wrong_files_leave_no_data_set(tmp_path, capsys):
     assert not list((tmp_path / "data").rglob("incomplete*"))
 
 
+BUILDER = """
+import tensorflow_datasets as tfds
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        features = {"image": tfds.features.Image(), "key": tfds.features.Text()}
+        return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples({})}
+
+    def _generate_examples(self, people):
+        yield "a", {"image": people["nobody"], "key": "a"}
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after", "said"),
+    [
+        ("generates", "", "", "line 15, in _generate_examples: KeyError: 'nobody'. The line: yield "),
+        ("divides", '"train"', "train", "line 12, in _split_generators: NameError: name 'train' is not"),
+        (
+            "unread",
+            '["nobody"]',
+            "[)",
+            "line 15: SyntaxError: closing parenthesis ')' does not match opening parenthesis '['. ",
+        ),
+    ],
+)
+def test_an_error_in_a_builder_of_one_s_own_is_said_by_its_place(
+    name, before, after, said, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    file = tmp_path / "sets" / name / f"{name}_dataset_builder.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(BUILDER.replace(before, after) if before else BUILDER)
+    words = ["build", name, "--builders", str(tmp_path / "sets"), "--data-dir", str(tmp_path / "data")]
+    assert cli.main(words) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("tfface:")]
+    assert line.startswith(f"tfface: {file}, {said}")
+    assert not list((tmp_path / "data").rglob("*.tfrecord*"))
+
+
 def test_ctrl_c_is_said(monkeypatch, capsys):
     def stop(_):
         raise KeyboardInterrupt

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import shutil
 import sys
+import traceback
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,7 +54,7 @@ def build(
         The prepared folder.
 
     Raises:
-        UserError: no such data set, or files that are not those of the data set.
+        UserError: no such data set, files that are not those of the data set, or an error in a builder of your own.
     """
     import tensorflow_datasets as tfds
 
@@ -60,7 +62,9 @@ def build(
     manual_dir = manual_dir and Path(manual_dir).absolute()
     if data_dir and "://" not in str(data_dir):
         data_dir = Path(data_dir).expanduser().absolute()
-    builder = _builder(data, manual_dir, data_dir, Path(builders), align)
+    builders = Path(builders)
+    with _said_by_place(builders):
+        builder = _builder(data, manual_dir, data_dir, builders, align)
     ready = Path(builder.data_dir)
     if ready.exists():
         without = (builder.info.metadata or {}).get("left_out", {}).get("no_face")
@@ -84,11 +88,12 @@ def build(
             say(f"Removing {leftover.name}, which a build that was killed left behind.")
             shutil.rmtree(leftover, ignore_errors=True)
         try:
-            builder.download_and_prepare(
-                download_config=tfds.download.DownloadConfig(
-                    manual_dir=str(manual_dir) if manual_dir else None, try_download_gcs=False, **options
+            with _said_by_place(builders):
+                builder.download_and_prepare(
+                    download_config=tfds.download.DownloadConfig(
+                        manual_dir=str(manual_dir) if manual_dir else None, try_download_gcs=False, **options
+                    )
                 )
-            )
         except BaseException:
             for leftover in ready.parent.glob("incomplete.*"):
                 shutil.rmtree(leftover, ignore_errors=True)
@@ -99,6 +104,29 @@ def build(
     counts = ", ".join(f"{split} {info.num_examples:,}" for split, info in builder.info.splits.items())
     say(f"{builder.info.full_name} is prepared: {counts}\n{ready}")
     return ready
+
+
+@contextlib.contextmanager
+def _said_by_place(builders: Path):
+    """An error in a builder of one's own is said by its place there, as dozens of lines of TFDS and Beam hide it."""
+    try:
+        yield
+    except (UserError, ImportError):
+        raise
+    except Exception as error:
+        if isinstance(error, SyntaxError):
+            places = [(error.filename or "", error.lineno, "", error.text or "")]
+        else:
+            frames = traceback.extract_tb(error.__traceback__)
+            places = [(frame.filename, frame.lineno, f", in {frame.name}", frame.line) for frame in frames]
+        own = [place for place in places if Path(place[0]).resolve().is_relative_to(builders.resolve())]
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)  # the command line says it
+        if full or not own or builders == files.BUILDERS:  # an error of ours is to be reported, all of it
+            raise
+        file, line, function, text = own[-1]
+        said = f"{type(error).__name__}: {getattr(error, 'msg', error)}"
+        inner = f"; from {places[-1][0]}, line {places[-1][1]}: {places[-1][3]}" if places[-1] != own[-1] else ""
+        raise UserError(f"{file}, line {line}{function}: {said}. The line: {text.strip()}{inner}") from error
 
 
 def _builder(data, manual_dir, data_dir, builders, align):
