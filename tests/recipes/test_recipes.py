@@ -89,8 +89,13 @@ def test_the_gender_recipe_takes_the_folders_classes():
     recipe = recipes.load("gender").adapted({"label": ("cat", "dog", "fox")})
     assert recipe.classes == ("cat", "dog", "fox")
     assert recipe.model().output["label"].shape == (None, 3)
-    with pytest.raises(UserError, match=r"label.*gender, race"):
+    with pytest.raises(UserError, match=r"label.*gender, race.*--set label=gender"):
         recipes.load("gender").adapted({"gender": ("Male", "Female"), "race": ("A", "B")})
+    # The tiny form learns what the synthetic faces have: an image folder is at hand then, not to be built.
+    with pytest.raises(UserError, match=r"are: label\. Name the one to learn \(--set label=label\)"):
+        recipes.load("gender", tiny=True).adapted({"label": ("man", "woman")})
+    with pytest.raises(UserError, match=r"are: none\. Build an image folder"):
+        recipes.load("gender").adapted({})
 
 
 def test_rates_of_paper_3_grow_from_the_pixels_to_the_head():

@@ -85,10 +85,11 @@ class Gender(Recipe):
     def adapted(self, classes):
         """Takes the class names from the data set."""
         if self.label not in classes:
+            named = f"Name the one to learn (--set label={next(iter(classes))}), or build" if classes else "Build"
             raise UserError(
                 f"The recipe {self.name} learns the feature {self.label}. Received: a data set whose features with "
-                f"classes are: {', '.join(classes) or 'none'}. Build an image folder (`tfface build image_folder/NAME "
-                "--manual-dir FOLDER`), or name the feature with --set label=NAME."
+                f"classes are: {', '.join(classes) or 'none'}. {named} an image folder (`tfface build "
+                "image_folder/NAME --manual-dir FOLDER`)."
             )
         return self.changed(classes=tuple(classes[self.label]))
 
