@@ -300,6 +300,25 @@ def test_a_model_that_is_not_ready_is_said():
         find_learning_rate(model, ones(4))
 
 
+def test_a_train_step_around_a_built_network_is_tested():
+    class Around(keras.Model):  # never called itself, so never built
+        def __init__(self, network):
+            super().__init__()
+            self.network = network
+
+        def train_step(self, data):
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(self.network(data[0], training=True))
+            self.optimizer.apply(tape.gradient(loss, self.trainable_variables), self.trainable_variables)
+            return {"loss": loss}
+
+    model = Around(line("sgd"))
+    model.compile(keras.optimizers.SGD(0.1))
+    curve = find_learning_rate(model, ones(4), 1e-4, 1e-2, steps=12, stop_factor=1e6, progress=False)
+    np.testing.assert_allclose(curve.losses, -np.concatenate([[0], np.cumsum(RATES)[:-1]]), rtol=1e-4, atol=1e-9)
+    assert model.network.get_weights()[0] == 0
+
+
 def test_a_model_without_one_rate_or_without_a_loss_is_said():
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.MultiOptimizer(lambda variable: keras.optimizers.SGD()), "mse")

@@ -124,7 +124,7 @@ def find_learning_rate(
     the rule for stopping are those of fastai's `lr_find`.
 
     Args:
-        model: any built and compiled model.
+        model: any compiled model that is built, or whose own `train_step` trains layers that are.
         data: what `fit` takes: a `tf.data.Dataset`, a `keras.utils.PyDataset`, or a tuple `(x, y)` or `(x, y,
             sample_weight)` of arrays (or structures of arrays), which is shuffled. Read again from its start where it
             is shorter than the test; a Python generator must be long enough.
@@ -157,10 +157,13 @@ def find_learning_rate(
             f" Received: lowest={lowest}, highest={highest}, steps={steps}, smoothing={smoothing}, "
             f"stop_factor={stop_factor}."
         )
-    if not model.compiled or not model.built:
+    # What only wraps others in a `train_step` of its own is never called, so never built: its layers must be.
+    layers = list(model._flatten_layers(include_self=False))
+    built = model.built or (bool(layers) and all(layer.built for layer in layers))
+    if not model.compiled or not built:
         raise UserError(
             "A range test needs a model that is built and compiled as for training. Received: "
-            f"compiled={model.compiled}, built={model.built}. Call model.compile(...), and the model on one batch."
+            f"compiled={model.compiled}, built={built}. Call model.compile(...), and the model on one batch."
         )
     if not hasattr(model.optimizer, "learning_rate"):  # one of several optimizers has none either
         raise UserError(
