@@ -1,5 +1,6 @@
 """Every figure of an evaluation against a number worked by hand."""
 
+import dataclasses
 import json
 import shutil
 
@@ -255,6 +256,23 @@ def test_a_label_that_is_not_known_is_no_class():
     assert set(by_group(predictions)["by"]) == {"race"}
 
 
+def test_outputs_and_labels_become_predictions():
+    from tfface import tasks
+    from tfface.evaluation.predictions import to_predictions
+
+    age = tasks.age_distribution()
+    joined = dataclasses.replace(tasks.classification("race", ("A", "B")), targets=np.eye(2)[[0, 1, 1]])
+    truth = {"key": np.array(["a", "b"]), "age": np.array([34, 6]), "race": np.array([2, 0])}
+    outputs = {"age": np.eye(117, dtype="float32")[[30, 5]], "race": np.eye(2)}
+    said = to_predictions((age, joined), outputs, truth, {"race": ("a", "b", "c")})
+    assert said.age_years.tolist() == [30, 5]
+    np.testing.assert_allclose(said.age_spread, 1e-3)  # who is sure is not taken at their word
+    assert said.truth["age_bins"].tolist() == [4, 1]  # 27-34 and 6-12
+    assert said.probabilities["age_bins"].argmax(axis=1).tolist() == [4, 0]
+    assert said.truth["race"].tolist() == [1, 0]  # the third label counts as the second class
+    assert said.ordered == ("age_bins",)
+
+
 def test_classes_are_those_of_the_network_by_their_names(monkeypatch):
     from types import SimpleNamespace
 
@@ -282,6 +300,9 @@ def test_classes_are_those_of_the_network_by_their_names(monkeypatch):
     assert turned.truth["label"].tolist() == [1, 1, 0]
     assert turned.classes["label"] == ("men", "women")
     assert evaluate(turned)["tasks"]["label"]["accuracy"]["value"] == 0
+    recipe, said = recipe.changed(classes=("men", "women", "others")), np.eye(3)[[0, 0, 1]]
+    assert predicted("women", "others", "men").truth["label"].tolist() == [1, 1, 2]
+    recipe, said = recipe.changed(classes=("men", "women")), np.eye(2)[[0, 0, 1]]
     with pytest.raises(UserError, match=r"tells men, women apart\. Received: other/1\.0\.0 with female, male"):
         predicted("female", "male")
     with pytest.raises(UserError, match=r"other/1\.0\.0 has labels for label, which this network does not tell"):
