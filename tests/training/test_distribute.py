@@ -9,12 +9,14 @@ import sys
 from pathlib import Path
 
 import keras
+import numpy as np
 import pytest
 
 from tfface import cli
 from tfface.errors import UserError
 from tfface.recipes import RECIPES
 from tfface.recipes.multitask import Multitask
+from tfface.training import batches
 from tfface.training.distribute import ONE, Devices, join
 
 
@@ -127,6 +129,16 @@ def test_two_devices_on_tensorflow(start, data_dir, tmp_path, monkeypatch):
     assert cli.main([*WORDS, "--data-dir", str(data_dir), "--out", str(tmp_path / "one")]) == 0
     finished(pair)
     assert_same(rows(tmp_path / "pair"), rows(tmp_path / "one"))
+
+
+def test_validation_is_filled_up_to_equal_parts_and_what_fills_weighs_nothing():
+    places, shares, size = batches._filled(5, 4, Devices(2))
+    assert (places.tolist(), size) == ([0, 1, 2, 3, 4, 0, 1, 2], 4)
+    np.testing.assert_allclose(shares, [8 / 5] * 5 + [0] * 3)  # a mean over 8 is that over 5
+    places, shares, size = batches._filled(5, 4, Devices(2, process=1, processes=2))
+    assert (places.tolist(), size) == ([1, 3, 0, 2], 2)
+    np.testing.assert_allclose(shares, [8 / 5, 8 / 5, 0, 0])
+    assert batches._filled(3, 64, Devices(2))[2] == 4  # a batch is no larger than needed
 
 
 def test_one_device_shares_nothing():
