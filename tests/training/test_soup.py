@@ -37,8 +37,9 @@ def copy(run, tmp_path):
 
 def test_what_helps_goes_in_and_what_harms_does_not(run, copy, colours, tmp_path, capsys):
     near = copy("near", lambda weight: weight * 1.01)
+    nearer = copy("nearer", lambda weight: weight * 0.98)
     other = copy("other", lambda weight: weight[::-1])
-    runs = [str(one.folder) for one in (other, near, run)]
+    runs = [str(one.folder) for one in (other, near, run, nearer)]
     assert main(["soup", *runs, "--out", str(tmp_path / "soup"), "--data-dir", str(colours)]) == 0
     said = json.loads((tmp_path / "soup" / "soup.json").read_text())
     told = {row["run"]: row for row in said["runs"]}
