@@ -44,9 +44,10 @@ def test_years_and_spread_by_hand():
 
 
 def test_who_is_sure_has_no_spread():
-    age, spread = tasks.years_of(tasks.age_distribution(), np.eye(117) * (1 - 2.0**-24))  # beside 1 in float32
-    np.testing.assert_allclose(age, np.arange(117), rtol=1e-6)
-    np.testing.assert_allclose(spread, 0, atol=0.05)
+    said = np.eye(117) + 1e-7 * np.eye(117, k=1)  # variances so small that rounding makes some of them negative
+    age, spread = tasks.years_of(tasks.age_distribution(), said)
+    np.testing.assert_allclose(age, np.arange(117), atol=1e-3)
+    np.testing.assert_allclose(spread, 0, atol=0.15)
 
 
 def test_years_of_a_plain_number():
