@@ -94,9 +94,11 @@ def test_masks_are_worn_by_covered_and_aligned_faces_only(data_dir, tmp_path):
 
 def test_masks_are_worn_where_a_crop_and_a_view_leave_the_face(data_dir, monkeypatch):
     settings = ["occluded=1.0", "worn_masks=1.0", "random_crop=0.5"]
-    recipe = recipes.load("occluded", settings=settings, tiny=True).changed(views=(View(0.8),))
+    recipe = recipes.load("occluded", settings=settings, tiny=True).changed(views=(View(0.8),), seed=5)
+    told = []
 
     def noses(image, landmarks, key, epoch, **options):
+        told.append(options)
         return tf.fill(image.shape, landmarks[2, 1]), tf.constant(0, tf.int64)
 
     monkeypatch.setattr(batches.augment, "occlude", noses)
@@ -106,6 +108,25 @@ def test_masks_are_worn_where_a_crop_and_a_view_leave_the_face(data_dir, monkeyp
     (same, *_), *_ = batches.validation_images(builder, recipe).take(1)
     assert np.std(images[:, 0, 0, 0]) > 0.05
     np.testing.assert_allclose(same, nose, atol=1e-6)
+    assert told == [{"seed": 5, "share": 1.0, "worn_masks": 1.0}] * 2
+
+
+def test_each_epoch_covers_faces_anew_and_each_seed_has_its_own_order(data_dir, monkeypatch):
+    recipe = recipes.load("occluded", settings=["occluded=1.0", "batch_size=100"], tiny=True).changed(epochs=3)
+    covered = {}
+
+    def epochs(image, landmarks, key, epoch, seed, **_):
+        return tf.fill(image.shape, tf.cast(epoch, tf.float32)), tf.constant(0, tf.int64)
+
+    monkeypatch.setattr(batches.augment, "occlude", epochs)
+    builder = pipeline.open_dataset("synthetic_faces/small", data_dir)
+    steps = batches.steps_of(pipeline.label_arrays(builder, "train"), recipe)[1]
+    for seed in (0, 1):
+        shown = list(batches.image_batches(builder, "train", recipe.changed(seed=seed), 1).as_numpy_iterator())
+        assert [set(images.ravel()) for images, *_ in shown] == [{1.0}] * steps + [{2.0}] * steps
+        covered[seed] = [targets["identity"].tolist() for _, targets, *_ in shown]
+    assert covered[0][:steps] != covered[0][steps:]
+    assert covered[0] != covered[1]
 
 
 @pytest.mark.parametrize(
