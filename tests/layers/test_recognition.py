@@ -42,6 +42,28 @@ def test_mask_has_the_shape_of_the_last_maps_and_pattern_reads_it(sizes):
     assert 0 < float(keras.ops.min(values)) < float(keras.ops.max(values)) < 1
 
 
+@pytest.mark.parametrize("fine", [1.0, -9.0])
+def test_mask_by_hand(fine):
+    """Of each convolution one number counts: the three levels are added, and what is negative shrinks by a PReLU."""
+    maps = [keras.Input((*size, 1)) for size in ((28, 24), (14, 12), (7, 6))]
+    model = keras.Model(maps, feature_mask(maps))
+    for number, weight in ((3, 1.0), (4, 2.0), (5, 3.0)):
+        lateral = model.get_layer(f"mask_lateral{number}")
+        lateral.kernel.assign(np.zeros(lateral.kernel.shape) + weight)
+    for name in ("mask_conv1", "mask_conv2"):
+        kernel = np.zeros(model.get_layer(name).kernel.shape)
+        kernel[1, 1, 0, 0] = 1
+        model.get_layer(name).kernel.assign(kernel)
+    model.get_layer("mask_prelu").alpha.assign(np.full(model.get_layer("mask_prelu").alpha.shape, 0.25))
+    middle, coarse = np.full((1, 14, 12, 1), 0.5), np.zeros((1, 7, 6, 1))
+    coarse[0, 3, 2] = 0.4
+    mask = np.asarray(model([np.full((1, 28, 24, 1), fine), middle, coarse]))[0, :, :, 0]
+    added = np.full((7, 6), fine + 2 * 0.5)
+    added[3, 2] += 3 * 0.4
+    logits = np.where(added < 0, 0.25, 1) * added / np.sqrt(1 + 1e-3) + model.get_layer("mask_conv2").bias.numpy()[0]
+    np.testing.assert_allclose(mask, 1 / (1 + np.exp(-logits)), rtol=1e-4)
+
+
 def test_maps_that_do_not_halve_are_refused():
     with pytest.raises(ValueError, match="half the size"):
         feature_mask([keras.Input((12, 8, 8)), keras.Input((4, 3, 8)), keras.Input((2, 1, 8))])
