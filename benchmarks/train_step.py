@@ -33,21 +33,22 @@ from tfface.training.batch_norm import fused_batch_norms
 
 RACE = (tasks.classification("race", tuple(labels.GROUPINGS["four_races"][1])),)
 
-NETWORKS = {
-    "resnet50": lambda shape: keras.applications.ResNet50(weights=None, classes=4, input_shape=shape),
-    "tcgf": lambda shape: models.tcgf_resnet(RACE, shape),
-    "relu": lambda shape: models.tcgf_resnet(RACE, shape, activation="relu"),
-    "no-cbam": lambda shape: models.tcgf_resnet(RACE, shape, attention=False),
-    "facenet": lambda shape: facenet(shape),
-}
-"""The first is what the others are measured by."""
-
 
 def facenet(shape: tuple[int, int, int]) -> keras.Model:
     """FaceNet's network, all of it trained, with a head of four classes."""
     backbone = models.inception_resnet_v1(shape)
     head = keras.layers.Dense(4, activation="softmax", dtype="float32", name="race")
     return keras.Model(backbone.input, {"race": head(backbone.output)})
+
+
+NETWORKS = {
+    "resnet50": lambda shape: keras.applications.ResNet50(weights=None, classes=4, input_shape=shape),
+    "tcgf": lambda shape: models.tcgf_resnet(RACE, shape),
+    "relu": lambda shape: models.tcgf_resnet(RACE, shape, activation="relu"),
+    "no-cbam": lambda shape: models.tcgf_resnet(RACE, shape, attention=False),
+    "facenet": facenet,
+}
+"""The first is what the others are measured by."""
 
 
 TORCH = "torch-resnet50"
