@@ -244,6 +244,12 @@ def test_images_are_scaled_as_tensorflow_does(size):
     np.testing.assert_array_equal(pipeline.resize(images[0], size), expected[0])
 
 
+def test_large_images_are_scaled_as_tensorflow_does():
+    image = np.random.default_rng(0).integers(0, 256, (500, 601, 3), "uint8")
+    assert image.size > 3 * pipeline.LARGE
+    np.testing.assert_array_equal(pipeline.resize(image, (40, 90)), tf.image.resize(image, (40, 90), antialias=True))
+
+
 def test_a_zoom_keeps_the_middle():
     image = np.zeros((60, 100, 3), "uint8")
     image[15:45, 25:75] = (200, 100, 50)

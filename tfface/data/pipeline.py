@@ -469,28 +469,54 @@ def resize(image, size: tuple[int, int], zoom: float = 1.0) -> tf.Tensor:
     if zoom < 1.0:
         image = tf.image.central_crop(image, zoom)
     image = tf.convert_to_tensor(image)
-    images = image[None] if image.shape.rank == 3 else image
     for side in size:
-        images = tf.transpose(_scale_rows(images, side), (0, 2, 1, 3))
-    return images[0] if image.shape.rank == 3 else images
+        image = _turned(_scale_rows(image, side))
+    return tf.reshape(image, (*size, 3)) if image.shape.rank == 3 else image
+
+
+LARGE = 512 * 512
+"""Pixels of an image that more than one thread may scale."""
 
 
 def _scale_rows(images, height: int) -> tf.Tensor:
-    """Scale `(batch, rows, columns, 3)` to `height` rows; twice, turned in between, it is tf.image.resize to the bit.
+    """Scale `(..., rows, columns, 3)` to `height` rows; twice, turned in between, it is tf.image.resize to the bit.
 
     TensorFlow's kernel adds up vectors of channels. Over columns those are three numbers long, which takes most of the
-    time; a whole row, seen as the channels of one column, is scaled many times as fast.
+    time; a whole row, seen as the channels of one pixel, is scaled many times as fast. Those pixels lie below each
+    other in a large image, since the kernel gives each thread some rows. A pipeline scales small ones side by side, and
+    the threads would spend more time waiting for each other than scaling: there they lie in one row.
     """
     shape = tf.shape(images)
+    rows, columns = shape[-3], shape[-2]
+    alone = images.shape.rank == 3
+    in_one_row = tf.constant(alone) & (rows * columns <= LARGE)
+
+    def placed(other, along):
+        return tf.where(in_one_row, tf.stack([other, along]), tf.stack([along, other]))
+
+    count = [1] if alone else shape[:1]
     scaled = tf.raw_ops.ScaleAndTranslate(
-        images=tf.reshape(images, tf.stack([shape[0], shape[1], 1, shape[2] * 3])),
-        size=[height, 1],
-        scale=tf.stack([height / tf.cast(shape[1], tf.float32), 1.0]),
+        images=tf.reshape(images, tf.concat([count, placed(1, rows), [columns * 3]], 0)),
+        size=placed(1, height),
+        scale=placed(1.0, height / tf.cast(rows, tf.float32)),
         translation=[0.0, 0.0],
         kernel_type="triangle",
         antialias=True,
     )
-    return tf.reshape(scaled, tf.stack([shape[0], height, shape[2], 3]))
+    return tf.reshape(scaled, tf.concat([shape[:-3], [height, columns, 3]], 0))
+
+
+def _turned(images) -> tf.Tensor:
+    """Rows for columns, `(..., rows, columns, 3)` to `(..., columns, rows, 3)`."""
+    if images.shape.rank == 4:
+        return tf.transpose(images, (0, 2, 1, 3))
+    # Blocks as long as a row put the first pixels of all rows into one, and so on: what tf.transpose does, in the
+    # thread that calls it (see above).
+    rows, columns = tf.unstack(tf.shape(images))[:2]
+    blocks = tf.raw_ops.SpaceToBatchND(
+        input=tf.reshape(images, tf.stack([1, rows * columns, 3])), block_shape=[columns], paddings=[[0, 0]]
+    )
+    return tf.reshape(blocks, tf.stack([columns, rows, 3]))
 
 
 def repeats(labels: Mapping[str, np.ndarray], oversample: Mapping[str, Sequence[int]]) -> np.ndarray:
