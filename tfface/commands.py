@@ -203,7 +203,7 @@ def evaluate(
     from tfface.data import pipeline
     from tfface.evaluation.evaluate import evaluate as figures_of
     from tfface.evaluation.fairness import by_group
-    from tfface.evaluation.predictions import learnt_from, measured_parts, predict_split
+    from tfface.evaluation.predictions import LEARNT_FROM, learnt_from, measured_parts, predict_split
     from tfface.training.run import Run
 
     run = Run(folder)
@@ -244,7 +244,7 @@ def evaluate(
     known = files.read_json(path, "The run's figures") if path.exists() else {}
     files.write_json(path, {**known, name: figures})
     if learnt_from(run, builder, split):
-        say(f"The network learnt from images of {split}: its figures are better than those of faces it has not seen.")
+        say(LEARNT_FROM.format(split=split))
     say(f"{run.folder}, {name}, n = {figures['n']}: {', '.join(main_figures(figures))}")
     return figures
 

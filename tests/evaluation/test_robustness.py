@@ -112,12 +112,23 @@ def test_curves_of_the_shipped_network(two_harms, data_dir, tmp_path, capsys):
     assert (out / "figures" / "examples-blur.jpg").exists()
 
 
+def test_faces_that_the_network_learnt_from_are_said(two_harms, light_run, data_dir):
+    said = {}
+    for split in ("train[:8]", "test[:8]"):
+        lines = []
+        result = module.robustness(light_run, split, data_dir=data_dir, progress=lines.append)
+        said[split] = (result["learnt_from"], any("learnt from images of" in line for line in lines))
+    assert said == {"train[:8]": (True, True), "test[:8]": (False, False)}
+
+
 def test_the_error_of_one_face_has_no_interval(tmp_path):
     figures = {"gender accuracy": [proportion(1, 1), proportion(0, 1)], "age error": [mean([3.0]), mean([40.0])]}
     harms = {"blur": {"unit": HARMS["blur"].unit, "strengths": [None, 0.08], "figures": figures}}
-    result = {"data": DATA, "split": "test[:1]", "n": 1, "seed": 0, "harms": harms}
+    result = {"data": DATA, "split": "test[:1]", "n": 1, "seed": 0, "learnt_from": True, "harms": harms}
     made = write_robustness(result, tmp_path, "One face")
-    assert "40.00 (one face)" in made["markdown"].read_text()
+    page = made["markdown"].read_text()
+    assert "40.00 (one face)" in page
+    assert "The network learnt from images of test" in page
 
 
 def test_examples_begin_undamaged(data_dir):

@@ -72,6 +72,9 @@ def predict_with(
     return to_predictions(tasks, outputs, truth, classes)
 
 
+LEARNT_FROM = "The network learnt from images of {split}: its figures are better than those of faces it has not seen."
+
+
 def learnt_from(run: Run, builder: pipeline.Builder, split: str) -> bool:
     """Whether a run learnt from images of a split, or of a part of one, of a prepared data set.
 

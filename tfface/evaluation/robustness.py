@@ -21,7 +21,7 @@ from tfface.errors import UserError
 from tfface.evaluation import plots
 from tfface.evaluation.evaluate import evaluate
 from tfface.evaluation.pages import Gallery, Page, Picture, Section, Table, Text, slug
-from tfface.evaluation.predictions import to_predictions, truth_of
+from tfface.evaluation.predictions import LEARNT_FROM, learnt_from, to_predictions, truth_of
 from tfface.evaluation.report import RESPONSIBLE_USE
 from tfface.faces.occlude import cover_area, generator
 from tfface.faces.occluders import load_occluders
@@ -122,9 +122,9 @@ def robustness(
         progress: is told each measurement as it is made.
 
     Returns:
-        A dictionary that goes to JSON as it stands: `data`, `split`, `n`, `seed` and `harms`: name -> `unit`,
-        `strengths` (the first is None, undamaged) and `figures`: "TASK accuracy" or "age error" -> for each strength
-        `value` and `interval`.
+        A dictionary that goes to JSON as it stands: `data`, `split`, `n`, `seed`, `learnt_from` (whether the network
+        learnt from images of the split) and `harms`: name -> `unit`, `strengths` (the first is None, undamaged) and
+        `figures`: "TASK accuracy" or "age error" -> for each strength `value` and `interval`.
 
     Raises:
         UserError: the recipe tells no attributes, its data sets are several, or a data set or split is not there.
@@ -139,6 +139,9 @@ def robustness(
     tasks, truth, classes = truth_of(recipe, builder, split)
     recipe = recipe.adapted(pipeline.class_names(builder))
     model = run.model()
+    learnt = learnt_from(run, builder, split)
+    if learnt:
+        progress(LEARNT_FROM.format(split=split))
 
     def figures(change) -> dict:
         with bfloat16_convolutions(bfloat16):
@@ -162,7 +165,8 @@ def robustness(
             "strengths": [None, *harm.strengths],
             "figures": {figure: [row[figure] for row in rows] for figure in whole},
         }
-    return {"data": data, "split": split, "n": len(truth["key"]), "seed": seed, "harms": harms}
+    about = {"data": data, "split": split, "n": len(truth["key"]), "seed": seed, "learnt_from": learnt}
+    return {**about, "harms": harms}
 
 
 def _unharmed(image: np.ndarray, key: bytes) -> np.ndarray:
@@ -222,6 +226,8 @@ def write_robustness(
         sections.append(Section(heading, blocks))
     sections.append(Section("Use", [Text(words) for words in RESPONSIBLE_USE]))
     summary = f"{result['data']}, {result['split']}: the same {result['n']:,} faces under every harm."
+    if result["learnt_from"]:
+        summary += f" {LEARNT_FROM.format(split=result['split'])}"
     footer = f"Written by tfface {__version__}" + f": {command}" * bool(command)
     paths = Page(title, summary, [], sections, footer).write(Path(folder))
     paths["json"] = write_json(Path(folder) / "report.json", {**result, "command": command})
