@@ -41,12 +41,21 @@ def facenet(shape: tuple[int, int, int]) -> keras.Model:
     return keras.Model(backbone.input, {"race": head(backbone.output)})
 
 
+def fine_tuned(shape: tuple[int, int, int]) -> keras.Model:
+    """FaceNet's network with frozen batch norms, as `arg` fine-tunes it."""
+    model = facenet(shape)
+    for layer in model.layers:
+        layer.trainable = not isinstance(layer, keras.layers.BatchNormalization)
+    return model
+
+
 NETWORKS = {
     "resnet50": lambda shape: keras.applications.ResNet50(weights=None, classes=4, input_shape=shape),
     "tcgf": lambda shape: models.tcgf_resnet(RACE, shape),
     "relu": lambda shape: models.tcgf_resnet(RACE, shape, activation="relu"),
     "no-cbam": lambda shape: models.tcgf_resnet(RACE, shape, attention=False),
     "facenet": facenet,
+    "facenet-frozen-norms": fine_tuned,
 }
 """The first is what the others are measured by."""
 

@@ -16,7 +16,7 @@ class Own(layers.BatchNormalization):
 
 
 def network():
-    """Batch norms in every way that is fused, and in those that are not: frozen, of vectors, of a class of its own."""
+    """Batch norms that are fused, in every way and frozen, and that are not: of vectors, of a class of its own."""
     keras.utils.set_random_seed(0)
     part = keras.Sequential([layers.Conv2D(4, 3), layers.BatchNormalization(scale=False, momentum=0.9, name="inner")])
     return keras.Sequential(
@@ -61,7 +61,7 @@ def trained(fused, jit=False):
 def test_training_is_that_of_keras():
     ours, losses, fused, outputs = trained(fused=True)
     theirs, expected, _, expected_outputs = trained(fused=False)
-    assert fused == 3  # plain, inner, outer
+    assert fused == 4  # plain, inner, outer, frozen
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
     np.testing.assert_allclose(outputs, expected_outputs, rtol=1e-3, atol=1e-4)
     for one, other in zip(ours.weights, theirs.weights, strict=True):
@@ -93,6 +93,29 @@ def test_mixed_precision_keeps_its_types(policy):
     assert norm.moving_mean.dtype == "float32"
     expected = (x - x.mean((0, 1, 2))) / np.sqrt(x.var((0, 1, 2)) + norm.epsilon)
     np.testing.assert_allclose(tf.cast(outputs, "float32"), expected, atol=0.03)
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+@pytest.mark.parametrize("training", [True, False], ids=["frozen", "its own statistics not asked for"])
+def test_statistics_that_stand_still_by_hand(training, policy):
+    """Mean 1, variance 3.999 (and 0.001), gamma 3, beta 5: 3 (x - 1) / 2 + 5, and the gradients of its sum times x."""
+    norm = layers.BatchNormalization(epsilon=1e-3, trainable=not training, dtype=policy)
+    model = keras.Sequential([keras.Input((1, 1, 1)), norm])
+    model.compile("sgd", "mse", jit_compile=False)
+    norm.set_weights([np.array([number]) for number in (3.0, 5.0, 1.0, 3.999)])
+    x = tf.cast(np.reshape([1, 3, -1, 4], (4, 1, 1, 1)), norm.compute_dtype)
+    with fused_batch_norms(model), tf.GradientTape() as tape:
+        tape.watch(x)
+        outputs = norm(x, training=training)
+        total = tf.reduce_sum(tf.cast(outputs * tf.stop_gradient(x), "float32"))
+    assert outputs.dtype == norm.compute_dtype
+    np.testing.assert_allclose(np.ravel(tf.cast(outputs, "float32")), [5, 8, 2, 9.5], rtol=1e-6)
+    by_x, by_gamma, by_beta = tape.gradient(total, [x, norm.gamma.value, norm.beta.value])
+    np.testing.assert_allclose(np.ravel(tf.cast(by_x, "float32")), [1.5, 4.5, -1.5, 6], rtol=1e-6)
+    # By gamma: the sum of x (x - 1) / 2 = 0 + 3 + 1 + 6; by beta that of x.
+    np.testing.assert_allclose([np.ravel(by_gamma)[0], np.ravel(by_beta)[0]], [10, 7], rtol=1e-6)
+    np.testing.assert_allclose(norm.moving_mean.numpy(), [1])
+    np.testing.assert_allclose(norm.moving_variance.numpy(), [3.999])
 
 
 def test_layers_are_left_as_they_were_and_xla_is_left_alone():
