@@ -18,6 +18,9 @@ ROOT = Path(__file__).resolve().parent.parent
 LONGEST = ("test_jax.py", "test_distribute.py", "test_tiny.py", "test_fit.py")
 """Files with few, long tests: they go first, or at the end one core would work and the others wait."""
 
+TRAINING = ("evaluation", "models", "pruning", "recipes", "training")
+"""Rooms of tests/ whose networks train for a step or two and are left."""
+
 APART = {
     "families": "every family of keras.applications, three minutes: `pytest tests/pruning -m families`",
     "pages": "pages of docs/ from top to bottom, two minutes: part of `make notebooks`",
@@ -48,6 +51,23 @@ def memory_is_given_back():
     gc.collect()
     if sys.platform == "linux":
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def graphs_run_as_they_are(request):
+    """For a step or two a graph runs sooner than TensorFlow has optimised it: a quarter of those tests' time.
+
+    Nothing is computed otherwise. What serves, detects and follows faces, and every command of the docs, is tested with
+    the optimisation, as users have it.
+    """
+    if request.path.parent.name not in TRAINING:
+        yield
+        return
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False})
 
 
 def _samples() -> Path | None:
