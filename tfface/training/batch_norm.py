@@ -75,7 +75,9 @@ def _scaled(inputs, scale, offset):
     """
 
     def once(x, offset):
-        fixed = {"mean": tf.zeros_like(scale), "variance": tf.ones_like(scale), "epsilon": 0.0, "is_training": False}
+        # A variance of one, in two parts that add up to it: GPUs' kernels may raise an epsilon of zero.
+        parts = {"variance": tf.ones_like(scale) - 2**-10, "epsilon": 2**-10}
+        fixed = {"mean": tf.zeros_like(scale), **parts, "is_training": False}
         return tf.raw_ops.FusedBatchNormV3(x=x, scale=scale, offset=offset, **fixed).y
 
     def gradient(upstream):
