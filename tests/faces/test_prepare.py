@@ -1,6 +1,7 @@
 """`tfface detect` and `tfface align`: what they write, what they say, and that a stopped run ends as any other."""
 
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -243,6 +244,24 @@ def test_a_folder_of_results_belongs_to_one_process_at_a_time(photos, detector, 
     assert not list((tmp_path / "out").iterdir())
     (tmp_path / "out" / ".settings.json.7.part.json").write_text("{")  # of one that was killed at once
     prepare.detect_photos([photos / "group.jpg"], to=tmp_path / "out")
+
+
+def test_lines_for_which_there_is_no_room_are_not_lost_in_silence(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for number in range(20):
+        Image.new("RGB", (8, 8)).save(tmp_path / "in" / f"{number}.png")
+    none = Faces(np.zeros((0, 4), np.float32), np.zeros(0, np.float32))
+    monkeypatch.setattr(prepare, "load_detector", lambda *_, **__: lambda photos: [none] * len(photos))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:  # as on a disk that fills up, a part is written
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        with pytest.raises(OSError, match="too large"):
+            prepare.detect_photos([tmp_path / "in"], to=tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (tmp_path / "out" / "faces.jsonl").stat().st_size == 1000
+    assert prepare.detect_photos([tmp_path / "in"], to=tmp_path / "out") == 1
+    assert len(lines_of(tmp_path / "out")) == 20
 
 
 def test_a_path_that_is_not_there_is_said_and_the_rest_goes_on(photos, detector, tmp_path, capsys):

@@ -216,7 +216,7 @@ def _prepare(
             bar = stack.enter_context(
                 tqdm(total=total, initial=min(len(done), total), unit=" photos", leave=False, disable=None)
             )
-            stream = stack.enter_context(open(to / LINES, "ab", buffering=0))
+            stream = stack.enter_context(open(to / LINES, "ab"))
             for batch in _ahead(_batches(_left(named, to, done))):
                 detector = detector or load()
                 photos = [photo for _, _, photo in batch if isinstance(photo, np.ndarray)]
@@ -241,6 +241,7 @@ def _prepare(
                 # In one piece: a run that goes on then starts where a batch starts, as one that was not stopped.
                 # Of a name that is no UTF-8, "backslashreplace" makes what JSON itself would write.
                 stream.write("".join(lines).encode(errors="backslashreplace"))
+                stream.flush()
                 bar.update(len(batch))
     for path in wrong:
         tally.broken.add(path)
