@@ -166,7 +166,7 @@ def test_dlib_finds_more_when_upsampled(samples):
 def test_dlib_points_become_five_landmarks():
     five = np.array([[70, 10], [60, 12], [30, 10], [40, 12], [50, 40]], np.float32)
     landmarks = dlib_detector._five(five)
-    assert landmarks[:3].tolist() == [[35, 11], [65, 11], [50, 40]]
+    assert landmarks[:3].tolist() == [[35, 11], [65, 11], [50, 32.75]]
     assert np.isnan(landmarks[3:]).all()
     many = np.repeat(np.arange(68, dtype=np.float32)[:, None], 2, axis=1)
     assert dlib_detector._five(many)[:, 0].tolist() == [38.5, 44.5, 30, 48, 54]
@@ -192,7 +192,7 @@ def test_dlib_eyes_are_those_of_its_68_landmarks(samples, predictor, parts, leas
         pytest.skip(f"dlib's {predictor} predictor is not on this machine: run `tfface weights fetch {name}`")
     detector = load_detector(f"dlib:{predictor}", upsample=1)
     folder = samples / "photos" / "dlib_faces"
-    in_photo, in_crop = [], []
+    in_photo, in_crop, of_nose = [], [], []
     files = [f"{part}_with_face_landmarks.xml" for part in parts]
     for image in (image for file in files for image in ElementTree.parse(folder / file).getroot().iter("image")):
         faces = detector([read_photo(folder / image.get("file"))])[0]
@@ -202,13 +202,15 @@ def test_dlib_eyes_are_those_of_its_68_landmarks(samples, predictor, parts, leas
             middle = eyes.mean(axis=0)
             around = ((faces.boxes[:, :2] < middle) & (middle < faces.boxes[:, 2:])).all(axis=1)
             if around.any():
-                found = faces.landmarks[around][0, :2]
+                *found, nose = faces.landmarks[around][0, :3]
                 matrix = align.eye_matrix(*found)
+                of_nose.append(np.linalg.norm(nose - points[30]) / np.linalg.norm(eyes[1] - eyes[0]))
                 in_photo.extend(np.hypot(*(found - eyes).T))
                 in_crop.extend(np.hypot(*(align.transform(eyes, matrix) - align.transform(found, matrix)).T))
     assert len(in_photo) >= 2 * least_faces
     assert np.mean(in_photo) < in_photo_most
     assert np.mean(in_crop) < in_crop_most
+    assert np.mean(of_nose) < 0.15  # its tip: the base is 0.24 away
 
 
 @pytest.mark.parametrize("name", ["mtcnn", "yolo"])

@@ -15,6 +15,10 @@ from tfface.faces.detect import Detector, Faces, check_min_face_size
 PREDICTORS = {"five-point": "dlib_five_point", "68-point": "dlib_68_point"}
 """Predictors that `tfface.weights` fetches: dlib's five points (CC0), its 68 points (no commercial use)."""
 
+NOSE_TIP = 0.75
+"""Where the tip of the nose lies on the way from between the eyes to the nose's base: median over MTCNN's noses in 351
+photos of LFW and FairFace. Crops are aligned to the tip: taken for it, the base would make faces a tenth too small."""
+
 PREDICTOR_SIDE = 300
 """The predictor sees a face at least this wide, pixels: it answers in whole pixels, too coarse for a small face."""
 
@@ -24,9 +28,9 @@ class DlibHOG(Detector):
 
     It finds upright frontal faces of 80 pixels and more, and half that with each upsampling. dlib's five
     points are the corners of both eyes and the base of the nose: in `Faces.landmarks` an eye is the middle of
-    its corners, the nose is its base, and the mouth corners, which dlib does not find, are NaN. With 68
-    points (dlib's own exclude commercial use) all five are there: an eye is the middle of the six points
-    around it, the nose is its tip.
+    its corners, the tip of the nose is reckoned from its base (`NOSE_TIP`), and the mouth corners, which dlib
+    does not find, are NaN. With 68 points (dlib's own exclude commercial use) all five are there: an eye is
+    the middle of the six points around it.
 
     Args:
         predictor: "five-point" or "68-point" to fetch dlib's, the path of a file of so many points, or None for
@@ -123,5 +127,7 @@ def _five(points: np.ndarray) -> np.ndarray:
     """tfface's five landmarks of dlib's 5 (right of the photo first) or 68 (iBUG 300-W)."""
     if len(points) == 5:
         unknown = np.full((2, 2), np.nan, np.float32)
-        return np.concatenate([[points[2:4].mean(axis=0), points[0:2].mean(axis=0), points[4]], unknown])
+        left, right, base = points[2:4].mean(axis=0), points[0:2].mean(axis=0), points[4]
+        between = (left + right) / 2
+        return np.concatenate([[left, right, between + NOSE_TIP * (base - between)], unknown])
     return np.array([points[36:42].mean(axis=0), points[42:48].mean(axis=0), points[30], points[48], points[54]])
