@@ -132,6 +132,7 @@ class _Request:
     time: float
     asked: float
     score: Quality | None = None
+    settled: bool = False
 
 
 class ShotPredictor:
@@ -291,8 +292,8 @@ class ShotPredictor:
                 self.failure = error
             finally:
                 for request in batch:
-                    if request.track._pending:
-                        request.track.done(request.time, None)
+                    if not request.settled:  # its track may have asked for the next one meanwhile
+                        self._settle(request)
                     self._queue.task_done()
         self._queue.task_done()
 
@@ -304,7 +305,7 @@ class ShotPredictor:
             reason = self._judge(request)
             if reason:
                 self._count(reason)
-                request.track.done(request.time, None)
+                self._settle(request)
             else:
                 good.append(request)
         if not good:
@@ -313,10 +314,15 @@ class ShotPredictor:
         outputs = self.predictor.predict_crops(np.stack(crops))
         for row, request in enumerate(good):
             shot = Shot({task: values[row] for task, values in outputs.items()}, request.score, request.time)
-            request.track.done(request.time, shot)
+            self._settle(request, shot)
             self._count("predicted")
             self.timing.note("shot", time.monotonic() - request.asked)
         self.timing.note("predict", time.monotonic() - begun)
+
+    @staticmethod
+    def _settle(request: _Request, shot: Shot | None = None) -> None:
+        request.track.done(request.time, shot)
+        request.settled = True
 
     def _judge(self, request: _Request) -> str:
         """Why a shot is of no use, or nothing if it is."""
