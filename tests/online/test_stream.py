@@ -86,6 +86,18 @@ def test_a_stage_that_fails_is_raised_and_ends_the_stream(shots, clip):
         list(stream.run())
 
 
+def test_a_prediction_that_fails_as_the_last_frame_is_shown_is_raised(shots, clip, people, monkeypatch):
+    live = LiveFaces(shots, Given(faces_at()), look_again=False)
+    stream = Stream(Source(clip, every_frame=True), live, drop=False)
+    frames = stream.run()
+    for _ in people:
+        next(frames)
+    stream._thread.join()
+    monkeypatch.setattr(shots, "failure", RuntimeError("no memory"))
+    with pytest.raises(RuntimeError, match="no memory"):
+        next(frames)
+
+
 SCRIPT = "import sys\nfrom tfface import cli\nsys.exit(cli.main(sys.argv[1:]))"
 
 
@@ -287,6 +299,14 @@ def test_live_faces_want_time_to_go_on(shots, people):
     live(people[0], 1.0)
     with pytest.raises(UserError, match="order of their times"):
         live(people[0], 0.5)
+
+
+def test_who_calls_live_faces_is_told_once_of_a_prediction_that_failed(shots, people, monkeypatch):
+    live = LiveFaces(shots, Given(faces_at()), look_again=False)
+    monkeypatch.setattr(shots, "failure", RuntimeError("no memory"))
+    with pytest.raises(RuntimeError, match="no memory"):
+        live(people[0], 0.0)
+    assert live(people[1], 0.1) == []
 
 
 class Given:

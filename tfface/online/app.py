@@ -169,9 +169,6 @@ class App:
         try:
             session.seen = time.monotonic()
             faces = session.live(image, session.seen)
-            failure, self.shots.failure = self.shots.failure, None
-            if failure:  # said once: a batch that found no memory, say, is no reason to refuse every frame from now on
-                raise failure
             self.shots.timing.note("frame", time.monotonic() - begun)
         finally:
             session.lock.release()

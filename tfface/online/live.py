@@ -136,6 +136,7 @@ class LiveFaces:
 
         Raises:
             UserError: no picture of that kind, or a time that goes back.
+            BaseException: whatever ended the prediction of a shot since the call before, once.
         """
         timing = self.shots.timing
         with timing.measure("detect"):
@@ -162,6 +163,9 @@ class LiveFaces:
         self._forget(time)
         if self.wait:
             self.shots.flush()
+        failure, self.shots.failure = self.shots.failure, None
+        if failure:  # said once: a batch that found no memory, say, is no reason to refuse every frame from now on
+            raise failure
         return [
             TrackedFace(number, tuple(map(float, box)), score, len(track), self.shots.attributes(track, box, score))
             for number, track, box, score in sorted(tracked, key=lambda one: one[0])

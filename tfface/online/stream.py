@@ -76,8 +76,8 @@ class Stream:
             self._thread.start()
             try:
                 while not self._stop.is_set() and not self._analysed.closed:
-                    if self.live.shots.failure:
-                        raise self.live.shots.failure
+                    if failure := self.live.shots.failure:  # read once: the analysis takes it away to raise it
+                        raise failure
                     item = self._analysed.get(timeout=0.1)
                     if item is None:
                         continue
@@ -91,7 +91,7 @@ class Stream:
                 self._analysed.close(discard=True)
                 self.source.frames.close(discard=True)
                 self._thread.join()
-        failure = self._failure or self.source.failure
+        failure = self._failure or self.source.failure or self.live.shots.failure
         if failure:
             raise failure
 
