@@ -320,6 +320,11 @@ def test_a_network_that_only_tells_people_apart_answers_with_embeddings(answers,
     assert [row["faces"][0]["embedding"] for row in rows] == [pytest.approx([0.6, 0.8]), [0.0, 1.0]]
 
 
+def test_a_network_that_says_an_age_alone_answers_with_ages(answers):
+    server = client.connect(answers(200, [json.dumps({"outputs": [31.5, 4.0]}).encode()]))  # not named either
+    assert {name: values.tolist() for name, values in client.ask(server, [b"", b""]).items()} == {"age": [31.5, 4.0]}
+
+
 def test_what_a_server_said_before_it_fell_silent_is_whole(monkeypatch, tmp_path, capsys):
     def falls_silent(server, data, embeddings):
         if len(data) < 2:

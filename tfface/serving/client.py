@@ -35,8 +35,12 @@ PHOTOS_AT_ONCE = 8
 LONGEST_TIMEOUT = 86_400.0
 """Seconds, a day: sockets know no infinity."""
 
-ONLY_OUTPUT = {"card": "card", **dict.fromkeys(("embeddings", "jpeg_embeddings", "jpeg"), "embedding")}
-"""Signature -> its one output, where it has one: of "jpeg" that of a network that tells people apart."""
+ONLY_OUTPUT = {
+    "card": "card",
+    **dict.fromkeys(("embeddings", "jpeg_embeddings", "serving_default", "jpeg"), "embedding"),
+}
+"""Signature -> its one output, where it has one: of the last two that of a network that tells people apart, or "age" of
+one that says nothing else and gives each face a number."""
 
 
 def connect(
@@ -245,7 +249,9 @@ class Rest(Server):
         except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError) as error:
             raise self._absent(f"what answers does not speak its REST: {type(error).__name__}") from error
         if not isinstance(outputs, dict):  # of a signature with one output, the bare array
-            outputs = {ONLY_OUTPUT.get(signature, signature): outputs}
+            name = ONLY_OUTPUT.get(signature, signature)
+            numbers = isinstance(outputs, list) and not any(isinstance(row, list) for row in outputs)
+            outputs = {"age" if name == "embedding" and numbers else name: outputs}
         try:
             return {key: np.asarray(value) for key, value in outputs.items()}
         except ValueError as error:
