@@ -50,6 +50,7 @@ def verbs() -> str:
             if option.choices:
                 value = f"{{{','.join(option.choices)}}}"
             words = f"{', '.join(option.option_strings)} {value if option.nargs != 0 else ''}".strip()
-            lines.append(f"| `{words}` | {option.help or ''} |")
+            text = (option.help or "").replace("%%", "%")  # as argparse shows it
+            lines.append(f"| `{words}` | {text} |")
         lines.append("")
     return "\n".join(lines)

@@ -151,10 +151,22 @@ def test_pages_with_tests_of_their_own(page):
     assert Path(page).name in (ROOT / OWN_TESTS[page]).read_text()
 
 
-def test_results_page_is_that_of_its_tables():
-    spec = importlib.util.spec_from_file_location("results_page", ROOT / "scripts" / "results_page.py")
+def script_named(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
+    return script
+
+
+def test_the_page_of_the_command_line_shows_help_as_the_command_does():
+    pytest.importorskip("mkdocs")
+    page = script_named("docs_site").verbs()
+    assert "the middle 60 %;" in page
+    assert "%%" not in page
+
+
+def test_results_page_is_that_of_its_tables():
+    script = script_named("results_page")
     assert script.page() == PAGES["results/README.md"]
     for path in script.RESULTS.glob("*.csv"):
         assert script.with_differences(path.read_text()) == path.read_text(), path.name
