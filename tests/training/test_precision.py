@@ -7,7 +7,8 @@ import pytest
 from tfface import labels, tasks
 from tfface.errors import UserError
 from tfface.models import rnet
-from tfface.training.fit import PRECISIONS, fit, precision
+from tfface.training.fit import PRECISIONS, compile_for, fit, precision
+from tfface.training.run import split_at
 
 
 def test_every_precision_trains_to_the_same_loss():
@@ -36,6 +37,17 @@ def test_a_run_in_float16(colour, colours, tmp_path):
     assert run.model(float32=False).get_layer("hidden").compute_dtype == "float16"
     assert run.model().get_layer("hidden").compute_dtype == "float32"  # what is measured and served
     assert keras.mixed_precision.dtype_policy().name == "float32"  # of what is built next
+
+
+def test_float16_scales_the_loss_of_a_part_of_a_network_too(colour):
+    recipe = colour(precision="mixed_float16")
+    with precision(recipe.precision):
+        whole = recipe.model()
+    _, part = split_at(whole, "mean")
+    for model in (whole, part):
+        compile_for(model, recipe, 10)
+        assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+        assert type(model.optimizer.inner_optimizer) is keras.optimizers.Adam
 
 
 def test_a_frozen_part_computes_in_float32_whatever_keras_is_set_to(colour, colours, tmp_path):

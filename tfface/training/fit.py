@@ -76,14 +76,19 @@ def precision(policy: str):
 def compile_for(model: keras.Model, recipe: Recipe, steps: int) -> None:
     """Compile a network (or the trained part of one) with the recipe's losses, weights, metrics and optimizer.
 
+    In mixed_float16 the loss is scaled, or small gradients would be rounded to zero.
+
     Args:
         model: what is trained.
         recipe: its recipe.
         steps: steps of the whole training, for the schedule of the learning rate.
     """
-    tasks = recipe.tasks()
+    tasks, optimizer = recipe.tasks(), recipe.optimizer(model, steps)
+    if recipe.precision == "mixed_float16" and not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        # Keras does so by the policy of the model, which its layers have, but not what is cut out of it or around it.
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer, name="loss_scale_optimizer")
     model.compile(
-        optimizer=recipe.optimizer(model, steps),
+        optimizer=optimizer,
         loss={task.name: loss_of(task, recipe.label_smoothing) for task in tasks},
         loss_weights={task.name: task.weight for task in tasks},
         # "Weighted", for joined data sets: a label that is not known has the weight 0. Without weights it is the same.
