@@ -13,7 +13,7 @@ from tfface.errors import UserError
 from tfface.training import batches
 from tfface.training.callbacks import Recorder
 from tfface.training.fit import device_name, fit
-from tfface.training.run import Run, carry_weights, split_at
+from tfface.training.run import Run, carry_weights, put_trained, split_at
 
 
 def weights_of(run):
@@ -193,6 +193,21 @@ def test_weights_are_carried_by_name_and_shape(tmp_path):
         carry_weights(stranger, tmp_path / "source.keras")
     with pytest.raises(UserError, match="cannot be read"):
         carry_weights(target, tmp_path / "absent.keras")
+
+
+def test_an_adapted_normalization_computes_by_the_weights_that_it_is_given(tmp_path):
+    def network():
+        image = keras.Input((3,))
+        return keras.Model(image, keras.layers.Dense(2, name="head")(keras.layers.Normalization(name="scale")(image)))
+
+    values = np.random.default_rng(0).uniform(0, 255, (8, 3)).astype("float32")
+    source, carried, read = network(), network(), network()
+    source.get_layer("scale").adapt(values)
+    source.save(tmp_path / "source.keras")
+    carry_weights(carried, tmp_path / "source.keras")
+    put_trained(read, source)
+    for model in (carried, read):
+        np.testing.assert_allclose(model(values), source(values), rtol=1e-5)
 
 
 def test_the_best_epoch_has_the_highest_accuracy_or_the_lowest_loss():

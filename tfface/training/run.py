@@ -22,7 +22,7 @@ import numpy as np
 
 from tfface import files
 from tfface.errors import UserError
-from tfface.models.saved import in_float32, load_saved
+from tfface.models.saved import finalize, in_float32, load_saved
 from tfface.packages import installed_version
 from tfface.recipes import RECIPES, Recipe
 
@@ -286,6 +286,7 @@ def put_trained(model: keras.Model, part: keras.Model, file: str | Path = "") ->
                 f"expected {[tuple(weight.shape) for weight in own] or 'no such layer'}."
             )
         model.get_layer(layer.name).set_weights(layer.get_weights())
+        finalize(model.get_layer(layer.name))
 
 
 def carry_weights(model: keras.Model, file: str | Path) -> tuple[list[str], list[str]]:
@@ -309,6 +310,7 @@ def carry_weights(model: keras.Model, file: str | Path) -> tuple[list[str], list
         theirs = source[layer.name].weights if layer.name in source else []
         if [tuple(weight.shape) for weight in theirs] == [tuple(weight.shape) for weight in layer.weights]:
             layer.set_weights(source[layer.name].get_weights())
+            finalize(layer)
             carried.append(layer.name)
         else:
             fresh.append(layer.name)
