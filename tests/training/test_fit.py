@@ -319,6 +319,15 @@ def test_a_better_epoch_is_kept_and_patience_is_counted_from_it(patience, first)
     assert stopped == [patience > 0 and epoch >= 5 for epoch in range(first, len(losses))]
 
 
+def test_a_stop_that_another_callback_asked_for_is_obeyed():
+    run = SimpleNamespace(save_state=lambda model, rows: None)
+    recorder = Recorder(run, None, [{"epoch": 0, "val_loss": 1.0}], "val_loss", patience=5)
+    recorder.set_model(SimpleNamespace(stop_training=True))
+    recorder.on_epoch_begin(1)
+    recorder.on_epoch_end(1, {"val_loss": 2.0})
+    assert recorder.model.stop_training
+
+
 def test_a_report_tells_of_the_runs_own_data(tiny_run, data_dir, tmp_path):
     from tfface.evaluation.run_report import report
 

@@ -51,7 +51,8 @@ class Recorder(keras.callbacks.Callback):
         self.history.append(row)
         if self.writes:
             self.run.save_state(self.model, self.history)
-        self.model.stop_training = self.exhausted()
+        if self.exhausted():  # else what another callback asked for stands
+            self.model.stop_training = True
 
     def best_epoch(self) -> int:
         """Epoch with the best monitored figure."""
