@@ -67,6 +67,15 @@ def test_classes_in_another_order_are_not_trained_on(colour, data_dir, tmp_path)
     np.testing.assert_array_equal(one.truth["gender"], other.truth["gender"])
 
 
+def test_classes_of_a_joined_set_in_another_order_are_put_in_order_each_time(colour, data_dir):
+    swapped = pipeline.Joined([pipeline.open_dataset("swapped", data_dir)])
+    expected = 1 - pipeline.label_arrays(swapped, "test")["gender"]
+    for _ in range(2):
+        _, truth, classes = predictions.truth_of(colour(), swapped, "test")
+        np.testing.assert_array_equal(truth["gender"], expected)
+        assert classes["gender"] == GENDERS
+
+
 def test_classes_that_are_called_otherwise_are_neither_trained_on_nor_measured(colour, data_dir, tmp_path):
     with pytest.raises(UserError, match=r"Expected: Male, Female. Received: Woman, Man"):
         fit(colour(data="renamed"), tmp_path / "run", data_dir, verbose=0)

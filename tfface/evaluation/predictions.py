@@ -145,7 +145,7 @@ def truth_of(
     Raises:
         UserError: no such split, a label that is absent, or classes of other names than the network learnt.
     """
-    classes = pipeline.class_names(builder)
+    classes = dict(pipeline.class_names(builder))  # a copy: those of joined data sets are the builder's own
     learnt = {task.label: task.classes for task in recipe.tasks()}
     recipe = recipe.adapted(classes)
     batches.require_labels(recipe, builder, "tells")
