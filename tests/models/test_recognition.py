@@ -101,6 +101,10 @@ def test_what_cannot_be_is_refused(tmp_path):
     (tmp_path / "damaged.keras").write_bytes(b"PK")
     with pytest.raises(UserError, match="cannot be read"):
         load_backbone(str(tmp_path / "damaged.keras"))
+    flattened = [keras.Input((4, 4, 3)), keras.layers.Flatten(), keras.layers.Dense(2, name="embedding")]
+    keras.Sequential(flattened).save(tmp_path / "flattened.keras")
+    with pytest.raises(UserError, match=r"flattened\.keras takes no input of \(6, 4, 3\)"):
+        load_backbone(str(tmp_path / "flattened.keras"), (6, 4, 3))
     with pytest.raises(ValueError, match="multiples of 16"):
         recognition_resnet("table1", (50, 48, 3))
 

@@ -60,9 +60,9 @@ def load_backbone(
         try:
             image = keras.Input(input_shape, name="image")
             rebuilt = keras.models.clone_model(model, input_tensors=image, clone_function=_with_policy)
+            copy_weights(model, rebuilt)  # a dense layer on flattened maps knows their size
         except ValueError as error:
             raise UserError(f"{network} takes no input of {input_shape}: {str(error).splitlines()[0]}") from error
-        copy_weights(model, rebuilt)
         model = rebuilt
     return keras.Model(model.input, model.get_layer(EMBEDDING).output, name=model.name)
 
