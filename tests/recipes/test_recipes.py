@@ -188,6 +188,13 @@ def test_the_compact_network_from_fairface_alone_has_no_embedding():
     assert set(with_it.output) == {*alone.output, "embedding"}
 
 
+@pytest.mark.parametrize("weight", [0.0, 10.0])
+def test_an_embedding_of_the_weight_0_is_learnt_from_no_teacher(weight):
+    recipe = recipes.load("compact", settings=[f"embedding_weight={weight}"])
+    assert recipe.teacher == "facenet"
+    assert ("embedding" in {task.name for task in recipe.tasks()}) == (weight > 0)
+
+
 @pytest.mark.parametrize(
     "setting",
     [

@@ -142,6 +142,11 @@ def test_what_is_of_no_use_to_identities_is_refused(changes, said, data_dir, tmp
         fit(recipes.load("occluded", tiny=True).changed(**changes), tmp_path / "run", data_dir, verbose=0)
 
 
+def test_patterns_of_faces_that_nothing_covers_are_refused():
+    with pytest.raises(UserError, match=r"covers none: set occluded too, such as occluded=0\.67, or masked=False"):
+        batches.check_effects(recipes.load("occluded", settings=["masked=True"]))
+
+
 def test_the_whole_way_of_a_recipe_that_tells_people_apart(data_dir, tmp_path, monkeypatch):
     recipe = recipes.load("occluded", settings=["epochs=1"], tiny=True)
     made = commands.reproduce(recipe, [0], tmp_path, data_dir=data_dir)

@@ -128,7 +128,7 @@ class Compact(Recipe):
         race = tasks.classification("race", labels.FAIRFACE_RACES, self.race_weight)
         five = tasks.classification("race_utkface", labels.UTKFACE_RACES, self.race_weight)
         groups = tasks.classification("age_group", labels.FAIRFACE_AGES, self.age_weight, ordered=True)
-        embedding = (tasks.embedding(128, self.embedding_weight),) if self.teacher else ()
+        embedding = (tasks.embedding(128, self.embedding_weight),) if self.teacher and self.embedding_weight else ()
         gender, age = (
             tasks.classification("gender", labels.GENDERS, self.gender_weight),
             tasks.age_distribution(self.age_weight),

@@ -285,13 +285,18 @@ def check_effects(recipe: Recipe) -> None:
     """Say that a field which is set would do nothing. Noise, which `arg` has from its authors' code, is let pass.
 
     Raises:
-        UserError: a field of `PIXELS` where cached features are trained on, or `label_smoothing` and no class that is
-            learnt by cross-entropy.
+        UserError: a field of `PIXELS` where cached features are trained on, `label_smoothing` and no class that is
+            learnt by cross-entropy, or patterns of occlusion and no face that is covered.
     """
     if recipe.label_smoothing and all(task.loss != "crossentropy" for task in recipe.tasks()):
         raise UserError(
             f"label_smoothing is of classes that are learnt by cross-entropy, and the recipe {recipe.name} has none "
             "here: set label_smoothing=0.0."
+        )
+    if not recipe.occluded and any(task.label == "pattern" for task in recipe.tasks()):
+        raise UserError(
+            f"The recipe {recipe.name} learns here which part of a face is covered, and covers none: set occluded too, "
+            "such as occluded=0.67, or masked=False."
         )
     acting = [name for name, none in PIXELS.items() if getattr(recipe, name) != none]
     if recipe.train_from and acting:

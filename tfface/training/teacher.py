@@ -62,8 +62,8 @@ def taught_targets(
         )
     if recipe.teacher and all(task.name != "embedding" for task in recipe.tasks()):
         raise UserError(
-            f"A teacher's embeddings are learnt by an output embedding, which the recipe {recipe.name} has not: set "
-            "teacher= (nothing behind it), or train compact or occluded."
+            f"A teacher's embeddings are learnt by an output embedding, which the recipe {recipe.name} has not here: "
+            "set teacher= (nothing behind it), or train occluded, or compact with an embedding_weight above 0."
         )
     if recipe.teacher:
         data = recipe.teacher_data or recipe.data
