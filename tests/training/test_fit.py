@@ -1,5 +1,6 @@
 import json
 import shutil
+import sys
 from types import SimpleNamespace
 
 import keras
@@ -111,6 +112,18 @@ def test_a_gpu_that_is_not_there_is_an_error():
     with pytest.raises(UserError, match="A GPU was asked for"):
         device_name("gpu")
     assert device_name("auto") == device_name("cpu") == "cpu"
+
+
+def test_on_jax_the_processor_that_was_asked_for_is_the_one_that_computes(monkeypatch):
+    gpu, processor = SimpleNamespace(platform="gpu", device_kind="H200"), SimpleNamespace(platform="cpu")
+    config, taken = SimpleNamespace(update=lambda name, value: taken.update({name: value})), {}
+    jax = SimpleNamespace(devices=lambda: [gpu], local_devices=lambda backend: [processor], config=config)
+    monkeypatch.setitem(sys.modules, "jax", jax)
+    monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
+    assert device_name("auto") == device_name("gpu") == "H200"
+    assert taken == {}
+    assert device_name("cpu") == "cpu"
+    assert taken == {"jax_default_device": processor}
 
 
 def test_a_cut_model_is_the_model():

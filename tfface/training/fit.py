@@ -117,6 +117,8 @@ def device_name(device: str = "auto") -> str:
     if keras.backend.backend() == "jax":
         import jax
 
+        if device == "cpu":  # else JAX computes on an accelerator wherever there is one
+            jax.config.update("jax_default_device", jax.local_devices(backend="cpu")[0])
         found = [d.device_kind for d in jax.devices() if d.platform != "cpu"]
     else:
         if device == "cpu":
