@@ -19,7 +19,9 @@ from tfface import cli, commands, labels
 from tfface.errors import UserError
 from tfface.faces import synthesize
 from tfface.faces.crops import Alignment
+from tfface.faces.detect import Detector
 from tfface.faces.photos import read_photo
+from tfface.faces.yolo import TinyYOLO
 from tfface.serving import optimize
 from tfface.serving.predictor import SHIPPED, Predictor, find_model, typical_points
 from tfface.tasks import bins_of, years_of
@@ -112,9 +114,21 @@ def test_faces_are_stretched_as_the_data_set_shows_them(predictor):
 def test_points_for_detectors_that_give_none_lie_where_faces_have_them(predictor, group):
     (faces,) = predictor.detector([group[1]])
     for box, landmarks in zip(faces.boxes, faces.landmarks, strict=True):
-        np.testing.assert_allclose(typical_points(box), landmarks, atol=0.15 * (box[3] - box[1]))
-    wide, high = (typical_points(np.array(box)) for box in ((10, 20, 110, 70), (20, 10, 70, 110)))
+        np.testing.assert_allclose(
+            typical_points(box, Detector.landmarks_in_box), landmarks, atol=0.15 * (box[3] - box[1])
+        )
+    wide, high = (
+        typical_points(np.array(box), Detector.landmarks_in_box) for box in ((10, 20, 110, 70), (20, 10, 70, 110))
+    )
     np.testing.assert_allclose(wide - (10, 20), (high - (20, 10)) * (2, 0.5))
+
+
+def test_faces_without_landmarks_are_aligned_by_the_boxes_of_their_own_detector(predictor, group):
+    box, other = np.array([300.0, 200, 420, 330]), copy.copy(predictor)
+    other.detector = TinyYOLO
+    points = typical_points(box, TinyYOLO.landmarks_in_box)
+    np.testing.assert_array_equal(other.align(group[1], box, None), predictor.align(group[1], box, points))
+    assert (predictor.align(group[1], box, None) != predictor.align(group[1], box, points)).any()
 
 
 def test_every_face_of_a_photo_is_found(predictor, group):

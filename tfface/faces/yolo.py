@@ -91,6 +91,10 @@ class TinyYOLO(Detector):
         UserError: an input size that is no multiple of 32, a threshold outside (0, 1), or Keras set to channels first.
     """
 
+    landmarks_in_box = ((0.325, 0.249), (0.684, 0.239), (0.506, 0.460), (0.351, 0.646), (0.674, 0.640))
+    """As of every `Detector`: medians of MTCNN's landmarks in 563 photos of LFW. These boxes begin lower than MTCNN's
+    and are 1.3 times as wide."""
+
     def __init__(self, input_size: int = 416, score_threshold: float = 0.5, min_face_size: float = 0):
         import tensorflow as tf
 

@@ -181,7 +181,7 @@ class Predictor:
     def align(self, photo: np.ndarray, box: np.ndarray, landmarks: np.ndarray | None) -> np.ndarray:
         """The crop that the model was trained on: its data set's five points, or the box where there are none."""
         height, width = self.recipe.image_size
-        points = typical_points(box) if landmarks is None else landmarks
+        points = typical_points(box, self.detector.landmarks_in_box) if landmarks is None else landmarks
         known = np.isfinite(points).all(axis=1)  # dlib's five points know no mouth
         # Faces that the data set shows wider than they are, are brought to a narrower crop and then stretched.
         target = np.asarray(self.landmarks, "float64") * (width / self.stretch, height) - 0.5
@@ -276,8 +276,15 @@ def face_detector(detector: str | Detector) -> Detector:
     return load_detector(detector, **({"score_threshold": 0.9} if detector == "mtcnn" else {}))
 
 
-def typical_points(box: np.ndarray) -> np.ndarray:
-    """Where five landmarks lie in a box on average, for detectors that give none (means over MTCNN's boxes)."""
+def typical_points(box: np.ndarray, shares: Sequence[tuple[float, float]]) -> np.ndarray:
+    """Where five landmarks lie in a box on average, for detectors that give none.
+
+    Args:
+        box: x0, y0, x1, y1, pixels.
+        shares: the detector's `landmarks_in_box`.
+
+    Returns:
+        (5, 2), pixels.
+    """
     x0, y0, x1, y1 = box
-    shares = np.array([[0.27, 0.30], [0.73, 0.30], [0.50, 0.54], [0.29, 0.71], [0.71, 0.71]])
-    return shares * (x1 - x0, y1 - y0) + (x0, y0)
+    return np.array(shares) * (x1 - x0, y1 - y0) + (x0, y0)
