@@ -38,6 +38,12 @@ def test_classes_are_joined(monkeypatch, data_dir, whole):
     assert pipeline.label_arrays(two, "validation")["race"].tolist() == expected
 
 
+def test_whoever_changes_the_names_changes_their_own(four):
+    names = pipeline.class_names(four)
+    names["race"] = names["race"][::-1]  # as a network has them, to measure it by
+    assert pipeline.class_names(four)["race"] == ("White", "Black", "Asian", "Indian")
+
+
 def test_every_data_set_of_paper_1_has_the_four_races():
     _, groups = labels.GROUPINGS["four_races"]
     for races in (labels.UTKFACE_RACES, labels.FAIRFACE_RACES, ("African", "Asian", "Caucasian", "Indian")):

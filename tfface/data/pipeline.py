@@ -443,7 +443,7 @@ def check_shards(builder: Builder, split: str) -> None:
 def class_names(builder: Builder) -> dict[str, tuple[str, ...]]:
     """Class names of every feature that has them, in the order of its integers."""
     if isinstance(builder, Combined):
-        return builder.classes
+        return dict(builder.classes)  # whose caller may change it
     features = builder.info.features.items()
     return {name: tuple(f.names) for name, f in features if isinstance(f, tfds.features.ClassLabel)}
 
