@@ -289,6 +289,13 @@ def test_an_alignment_without_its_landmarks_is_one_clear_line(photos, tmp_path, 
     assert lines_of(tmp_path / "eyes")[str(photos / "group.jpg")]["faces"][0]["landmarks"][3:] == [None, None]
 
 
+@pytest.mark.parametrize(("name", "value"), [("faces", "each"), ("no_face", "center")])
+def test_another_word_is_not_taken_for_the_last_one(name, value, tmp_path):
+    with pytest.raises(UserError, match=f"{name} must be one of .* Received: {value}"):
+        prepare.align_photos([tmp_path], "margin", to=tmp_path / "out", **{name: value})
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("name", "size", "said"),
     [

@@ -106,9 +106,13 @@ def align_photos(
         Exit code: 0 every photo gave a crop, 1 some photo without a face was skipped, 2 some photo could not be read.
 
     Raises:
-        UserError: an unknown alignment or detector, a folder that holds other results, a detector without the
-            landmarks that the alignment needs, or a photo without a face where that is an error.
+        UserError: an unknown alignment or detector, another word for `faces` or `no_face`, a folder that holds other
+            results, a detector without the landmarks that the alignment needs, or a photo without a face where that is
+            an error.
     """
+    for name, value, known in (("faces", faces, ("all", "largest")), ("no_face", no_face, ("skip", "centre", "error"))):
+        if value not in known:
+            raise UserError(f"{name} must be one of {', '.join(known)}. Received: {value}.")
     alignment = Alignment(align, size)
     detector = detector or DETECTOR_OF[align]
     alignment.check_detector(detector)
