@@ -12,7 +12,7 @@ from etils import epath
 from PIL import Image
 
 from tfface import cli, files
-from tfface.data import alignment_pipeline, originals
+from tfface.data import aligned, alignment_pipeline, originals
 from tfface.data.aligned import AlignableConfig, aligned_config
 from tfface.data.pipeline import open_dataset
 from tfface.errors import UserError
@@ -225,6 +225,16 @@ def test_images_of_lfw_are_aligned_without_a_gap(samples, tmp_path, capsys):
     assert {row["image"].shape for row in rows} == {(160, 160, 3)}
     margin = Alignment("margin")  # by which faces of photos are aligned for networks that learnt from these
     assert (images.info.metadata["landmarks"], images.info.metadata["stretch"]) == (margin.landmarks, margin.stretch)
+
+
+def test_metadata_of_a_margin_are_of_the_detector_that_gave_its_boxes(tmp_path, monkeypatch):
+    from utkface.utkface_dataset_builder import Builder as UTKFace
+
+    monkeypatch.setattr(aligned, "load_detector", lambda *_, **__: None)
+    for detector, known in ((name, Alignment("margin").by_detector(name)) for name in ("mtcnn", "dlib")):
+        builder = UTKFace(config=aligned_config(UTKFace(), "margin", detector=detector), data_dir=tmp_path)
+        builder.aligned({})
+        assert (builder.info.metadata["landmarks"], builder.info.metadata.get("stretch", 1.0)) == known
 
 
 def test_names_of_configs_tell_what_changes_the_images():

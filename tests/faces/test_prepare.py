@@ -342,3 +342,17 @@ def test_crops_have_landmarks_and_stretch_as_is_said_of_them(samples, mtcnn):
         np.testing.assert_allclose(np.median(places, axis=0) / alignment.size[0], alignment.landmarks, atol=0.02)
     x0, y0, x1, y1 = np.transpose([face["box"] for face in found])
     assert 1 / np.median((x1 - x0) / (y1 - y0)) == pytest.approx(Alignment("margin").stretch, abs=0.05)
+
+
+@pytest.mark.parametrize("name", ["yolo", "dlib"])
+def test_crops_with_a_margin_are_as_the_boxes_of_their_detector(samples, mtcnn, name):
+    paths = sorted((samples / "lfw" / "lfw-deepfunneled").glob("*/*_0001.jpg"))[::25]
+    photos = [read_photo(path) for path in paths]
+    detector, margin = load_detector(name, **({"predictor": None} if name == "dlib" else {})), Alignment("margin")
+    pairs = [(a, b) for a, b in zip(mtcnn(photos), detector(photos), strict=True) if len(a) == len(b) == 1]
+    places = [align.transform(a.landmarks[0], margin._matrix(describe(b, 0))) + 0.5 for a, b in pairs]
+    sides = np.array([b.boxes[0, 2:] - b.boxes[0, :2] for _, b in pairs])
+    landmarks, stretch = margin.by_detector(f"{name}:68-point" if name == "dlib" else name)
+    np.testing.assert_allclose(np.median(places, axis=0) / 160, landmarks, atol=0.045)
+    assert 1 / np.median(sides[:, 0] / sides[:, 1]) == pytest.approx(stretch, abs=0.05)
+    assert margin.by_detector("mtcnn") == (margin.landmarks, margin.stretch)

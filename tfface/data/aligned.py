@@ -189,9 +189,9 @@ class AlignableBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
         alignment = Alignment(config.align, config.size)
         load_detector(config.detector, min_face_size=MIN_FACE_SIZE)  # what is wrong is said here, not by workers
-        self.info.metadata["landmarks"] = alignment.landmarks
-        if alignment.stretch != 1:
-            self.info.metadata["stretch"] = alignment.stretch
+        self.info.metadata["landmarks"], stretch = alignment.by_detector(config.detector)
+        if stretch != 1:
+            self.info.metadata["stretch"] = stretch
         # Beside the folder that is being built: it outlives a build that is killed, and on a cluster every worker
         # reaches it, as it writes its records there.
         self._found = epath.Path(self.data_dir).parent / "found"

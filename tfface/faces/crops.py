@@ -41,6 +41,13 @@ STRETCH = {"margin": 1.227}
 """How many times as wide, beside their height, faces are in these crops as in photos: a box that is not square is
 squeezed to one. The inverse of the median width by height of MTCNN's boxes in 591 random photos of the same sets."""
 
+MARGIN_OF_OTHERS = {
+    "yolo": ([[0.3579, 0.2987], [0.6455, 0.2927], [0.502, 0.467], [0.3726, 0.6175], [0.6424, 0.6147]], 0.959),
+    "dlib": ([[0.3306, 0.33], [0.6511, 0.332], [0.4974, 0.526], [0.347, 0.6954], [0.642, 0.693]], 1.0),
+}
+"""Detector whose boxes are not as MTCNN's -> landmarks and stretch of the crops "margin" that it gives: medians over
+photos of LFW and FairFace, 161 and 317. The boxes of a YOLO of your own are taken to be as MTCNN's."""
+
 JPEG_QUALITY = 95
 
 
@@ -138,6 +145,16 @@ class Alignment:
     def stretch(self) -> float:
         """How many times as wide, beside their height, faces are in these crops as in photos, on average."""
         return STRETCH.get(self.name, 1.0)
+
+    def by_detector(self, detector: str) -> tuple[list[list[float]], float]:
+        """`landmarks` and `stretch` of the crops that a detector gives: those of "margin" are as its boxes are.
+
+        Args:
+            detector: its name, as in `tfface.faces.detect.load_detector`.
+        """
+        boxes = "dlib" if detector.startswith("dlib:") else detector  # whatever predicts its landmarks
+        own = self.landmarks, self.stretch
+        return MARGIN_OF_OTHERS.get(boxes, own) if self.name == "margin" else own
 
 
 def describe(faces: Faces, index: int) -> dict:
