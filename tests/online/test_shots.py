@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from tfface.errors import UserError
-from tfface.faces.detect import load_detector
+from tfface.faces import synthesize
+from tfface.faces.detect import Faces, load_detector
 from tfface.faces.quality import Quality
 from tfface.online import shots as module
 from tfface.online.shots import Shot, ShotPredictor, TrackShots, average
@@ -149,28 +150,29 @@ def test_a_full_queue_turns_shots_away_and_what_waits_goes_in_one_batch(people):
         assert tracks[-1].wants(1.0)
 
 
-def test_a_shot_that_was_turned_down_early_leaves_the_next_one_under_way(people):
+def test_a_shot_that_was_turned_down_early_leaves_the_next_one_under_way(monkeypatch):
     """A track whose shot shows no face asks again while the others of its batch are still predicted."""
-    faces = load_detector("mtcnn", score_threshold=0.9)([people[0]])[0]
-    face, nowhere = (faces.boxes[0], faces.landmarks[0]), (np.array([270.0, 290, 350, 350]), None)
+    nothing = Faces(np.zeros((0, 4), "float32"), np.zeros(0, "float32"), np.zeros((0, 5, 2), "float32"))
+    monkeypatch.setattr(module, "load_detector", lambda *_, **__: lambda images: [nothing] * len(images))
+    person, box = synthesize.face(11, yaw=0, size=200), np.array([30.0, 30, 170, 170])
     track, asked, wanted = TrackShots(), [], []
 
     class Meanwhile(Slow):
         def predict_crops(self, crops):
             outputs = super().predict_crops(crops)
             if len(self.sizes) == 5:
-                asked.append(shots.offer(track, people[0], *face, 1.0))
+                asked.append(shots.offer(track, person.image, box, person.landmarks, 1.0))
             elif asked:
                 wanted.append(track.wants(9.0))
             return outputs
 
     predictor = Meanwhile()
     with ShotPredictor(predictor) as shots:
-        shots.offer(TrackShots(), people[0], *face, 0.0)
+        shots.offer(TrackShots(), person.image, box, person.landmarks, 0.0)
         while len(predictor.sizes) < 4:  # it is under way, the next two are one batch
             time.sleep(0.01)
-        shots.offer(TrackShots(), people[0], *face, 0.0)
-        shots.offer(track, people[0], *nowhere, 0.0)
+        shots.offer(TrackShots(), person.image, box, person.landmarks, 0.0)
+        shots.offer(track, person.image, box, None, 0.0)
         predictor.go.set()
         shots.flush()
     assert asked == [True]

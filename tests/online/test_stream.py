@@ -392,6 +392,8 @@ def test_a_face_that_is_found_twice_counts_once():
 class Offered:
     """In place of a `ShotPredictor`: notes what it is offered."""
 
+    failure = None
+
     def __init__(self):
         self.timing, self.offers = Timing(), []
 
