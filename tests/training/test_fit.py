@@ -11,9 +11,10 @@ from tfface import files, recipes
 from tfface.data import pipeline
 from tfface.data.pipeline import epoch_order, repeats
 from tfface.errors import UserError
+from tfface.models.saved import load_saved
 from tfface.training import batches
 from tfface.training.callbacks import Recorder
-from tfface.training.fit import device_name, fit
+from tfface.training.fit import device_name, fit, prepared
 from tfface.training.run import Run, carry_weights, put_trained, split_at
 
 
@@ -174,6 +175,36 @@ def test_a_run_may_start_from_another(tiny_run, tiny_recipe, data_dir, tmp_path)
     assert run.history()[0]["val_gender_accuracy"] == pytest.approx(
         max(row["val_gender_accuracy"] for row in tiny_run.history()), abs=0.1
     )
+
+
+def test_frozen_layers_that_are_not_the_recipes_own_are_kept(colour, colours, tmp_path, monkeypatch):
+    class Deep(colour):
+        def model(self):
+            image = keras.Input((*self.image_size, 3), name="image")
+            below = keras.layers.Dense(3, kernel_initializer="ones", name="below")(image)
+            x = keras.layers.GlobalAveragePooling2D(name="mean")(below)
+            return keras.Model(image, {t.name: keras.layers.Dense(t.width, name=t.name)(x) for t in self.tasks()})
+
+    monkeypatch.setitem(recipes.RECIPES, "colour", Deep)
+    seen = lambda lower, *_, **__: [np.tile(lower(np.ones((1, 4, 4, 3))), (64, 1))]  # noqa: E731
+    monkeypatch.setattr("tfface.training.fit.cached_features", seen)
+    earlier = Deep().model()
+    earlier.get_layer("below").kernel.assign(np.full((3, 3), 5.0))
+    earlier.save(tmp_path / "earlier.keras")
+    builder, file = pipeline.open_dataset("colours", colours), str(tmp_path / "earlier.keras")
+    for name, initial, model, kernel in (("carried", file, None, 5), ("given", "", earlier, 5), ("own", "", None, 1)):
+        recipe, run = Deep(train_from="mean", initial=initial), Run(tmp_path / name)
+        ready = prepared(recipe, builder, model=model)
+        images, _ = next(iter(ready.validation))
+        run.begin(recipe, {}, "cpu")
+        run.save_trained(keras.Model(ready.whole.input, ready.whole.output))
+        whole = run.model()
+        np.testing.assert_allclose(whole.get_layer("below").kernel, kernel)
+        features = keras.Model(whole.input, whole.get_layer("mean").output)(np.ones((1, 4, 4, 3)))
+        np.testing.assert_allclose(features[0], images[0])  # what was trained on is what is seen
+        assert ("below" in ready.carried) == bool(initial)
+        assert "below" not in ready.fresh
+        assert len(load_saved(run.trained_file).layers) == (3 if name == "own" else 5)  # no more than is needed
 
 
 def test_a_run_may_learn_from_another_and_from_further_faces(tiny_run, tiny_recipe, data_dir, tmp_path):

@@ -142,11 +142,12 @@ class Prepared:
 
     Attributes:
         model: what is trained: the whole network, or the part above the frozen layers, with the tasks' outputs.
-        whole: the same layers with every output of the network, which is what a run keeps.
+        whole: what a run keeps: the same layers with every output of the network, and those that are frozen below them
+            where they are not the recipe's own, but carried or given.
         training: batches from an epoch on, `training(first_epoch)`.
         validation: batches of the validation split, in their fixed order.
         steps: steps an epoch.
-        carried, fresh: layers of `model` whose weights came from the recipe's `initial` run, and those that did not;
+        carried, fresh: layers whose weights came from the recipe's `initial` run, and those of `model` that did not;
             both empty without one.
     """
 
@@ -186,8 +187,9 @@ def prepared(
     if recipe.monitor not in monitored(recipe):
         raise UserError(f"monitor must be one of {', '.join(sorted(monitored(recipe)))}. Received: {recipe.monitor}.")
     keras.utils.set_random_seed(recipe.seed)
+    given = model is not None
     with across.scope(), precision(recipe.precision):
-        model = model or recipe.model()
+        model = model if given else recipe.model()
     carried, fresh = [], []
     if recipe.initial:
         initial = Path(recipe.initial)
@@ -206,7 +208,7 @@ def prepared(
         taught = {
             part: taught_targets(recipe, *source, labels[part], data_dir, bfloat16) for part, source in sources.items()
         }
-    names = [task.name for task in recipe.tasks()]
+    names, whole = [task.name for task in recipe.tasks()], model
     if recipe.train_from:
         with across.scope():
             lower, model = split_at(model, recipe.train_from, names)
@@ -229,17 +231,18 @@ def prepared(
         inputs = np.asarray(features["validation"][0], "float32")
         partly = batches.partly_labelled(labels["validation"], recipe.tasks(), taught["validation"])
         validation = batches.in_order(inputs, labels["validation"], recipe, across, partly, taught["validation"])
-        # What lies below is frozen: it was neither carried nor will it be trained.
+        # What lies below is frozen and the recipe's own, which a run need not keep, unless it was given or carried.
         own = {layer.name for layer in model.layers}
-        carried, fresh = ([name for name in names if name in own] for names in (carried, fresh))
+        fresh = [name for name in fresh if name in own]
+        if not given and own.issuperset(carried):
+            whole = model
     else:
         batches.check_mixup(recipe, batches.partly_labelled(labels["train"], recipe.tasks(), taught["train"]))
         training = partial(batches.image_batches, *sources["train"], recipe, taught=taught["train"], across=across)
         validation = batches.validation_images(builder, recipe, taught["validation"], across=across)
-    whole = model
     with across.scope():
-        if set(names) != set(whole.output):  # Keras wants a target for every output
-            model = keras.Model(whole.input, {name: whole.output[name] for name in names}, name=whole.name)
+        if set(names) != set(model.output):  # Keras wants a target for every output
+            model = keras.Model(model.input, {name: model.output[name] for name in names}, name=model.name)
         compile_for(model, recipe, steps * recipe.run_epochs)
         # Build the optimizer's variables now, so that a saved state finds them.
         model.optimizer.build(model.trainable_variables)

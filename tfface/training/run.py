@@ -4,7 +4,8 @@ config.json      the recipe, every field; versions, device, fingerprint of the d
 metrics.jsonl    one row an epoch
 events/          TensorBoard
 state.npz        weights, optimizer and random states at the last epoch's end: what a killed run resumes from
-trained.keras    the trained part of the network at its best validation score (all of it, if nothing was frozen)
+trained.keras    the trained part of the network at its best validation score (all of it, if nothing was frozen, or if
+                 what was frozen is not the recipe's own)
 done.json        written last: best epoch, seconds of all epochs
 """
 
