@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from tfface import recipes
+from tfface import labels, recipes
 from tfface.errors import UserError
 from tfface.recipes import RECIPES
 
@@ -186,6 +186,18 @@ def test_the_compact_network_from_fairface_alone_has_no_embedding():
     assert set(alone.output) == {"gender", "race", "age", "age_group", "race_utkface"}
     with_it = recipes.load("compact", "fairface").changed(**small, embedding_weight=10.0).model()
     assert set(with_it.output) == {*alone.output, "embedding"}
+
+
+def test_the_compact_network_leaves_no_races_out_in_silence():
+    gender, seven, five = labels.GENDERS, labels.FAIRFACE_RACES, labels.UTKFACE_RACES
+    both = recipes.load("compact").adapted(
+        {"gender": gender, "race": seven, "race_utkface": five, "age_group": labels.FAIRFACE_AGES}
+    )
+    assert both.known == "all"
+    with pytest.raises(UserError, match="Turn them round in --data"):
+        recipes.load("compact").adapted(
+            {"gender": gender, "race": five, "race_fairface": seven, "age_group": labels.FAIRFACE_AGES}
+        )
 
 
 @pytest.mark.parametrize("weight", [0.0, 10.0])

@@ -144,6 +144,11 @@ class Compact(Recipe):
 
     def adapted(self, classes):
         """With the outputs that these labels teach."""
+        if "race_fairface" in classes:  # its races, and with them its age groups, would be left out without a word
+            raise UserError(
+                f"The recipe {self.name} learns the races of FairFace and of UTKFace where FairFace is named first. "
+                "Received: UTKFace first. Turn them round in --data."
+            )
         if "race_utkface" in classes:
             known = "all"
         elif len(classes.get("race", ())) == len(labels.FAIRFACE_RACES):
