@@ -76,6 +76,17 @@ def test_classes_of_a_joined_set_in_another_order_are_put_in_order_each_time(col
         assert classes["gender"] == GENDERS
 
 
+def test_another_number_of_classes_is_not_measured(colour, data_dir):
+    class AnyClasses(colour):
+        def adapted(self, classes):
+            return self.changed(genders=classes["gender"])
+
+    builder = pipeline.open_dataset("colours", data_dir)
+    assert predictions.truth_of(AnyClasses(), builder, "test")[0][0].classes == GENDERS
+    with pytest.raises(UserError, match=r"tells A, B, C apart. Received: colours/1.0.0 with Male, Female"):
+        predictions.truth_of(AnyClasses(genders=("A", "B", "C")), builder, "test")
+
+
 def test_classes_that_are_called_otherwise_are_neither_trained_on_nor_measured(colour, data_dir, tmp_path):
     with pytest.raises(UserError, match=r"Expected: Male, Female. Received: Woman, Man"):
         fit(colour(data="renamed"), tmp_path / "run", data_dir, verbose=0)

@@ -147,11 +147,18 @@ def truth_of(
     """
     classes = dict(pipeline.class_names(builder))  # a copy: those of joined data sets are the builder's own
     learnt = {task.label: task.classes for task in recipe.tasks()}
+    outputs = {task.name: task.classes for task in recipe.tasks()}
     recipe = recipe.adapted(classes)
     batches.require_labels(recipe, builder, "tells")
     truth = pipeline.label_arrays(builder, split)
     tasks = []
     for task in recipe.tasks():
+        told = outputs.get(task.name, task.classes)
+        if len(told) != len(task.classes):  # of a recipe that learns any classes
+            raise UserError(
+                f"The network tells {', '.join(told)} apart. Received: {builder.info.full_name} with "
+                f"{', '.join(task.classes)}. Name a data set of the same classes with --data."
+            )
         names, own = classes.get(task.label, ()), learnt.get(task.label, ())
         if len(names) == len(own) and names != own:
             if set(names) == set(own):  # in another order: that of the network counts
