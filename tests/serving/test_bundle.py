@@ -16,6 +16,7 @@ from tfface.faces import synthesize
 from tfface.models.alexnet import alexnet
 from tfface.recipes import load
 from tfface.serving import bundle as bundles
+from tfface.serving import export
 from tfface.serving.export import EMBEDDING_LAYERS, export_saved_model, network_and_card
 from tfface.training.run import Run
 
@@ -331,3 +332,19 @@ def test_truncated_checkpoints_are_recognised(small_run, tmp_path, capsys):
             assert "trained.keras" in lines[0]
     assert not (tmp_path / "saved").exists()
     assert export_saved_model(small_run, tmp_path / "saved").exists()
+
+
+def test_a_saved_model_of_other_outputs_is_not_kept(small_run, tmp_path, monkeypatch):
+    def wrong(network, bfloat16):
+        folded = right(network, bfloat16)
+        layer = [layer for layer in folded.layers if layer.weights][-1]
+        layer.set_weights([weight + 0.1 * np.arange(weight.shape[-1]) for weight in layer.get_weights()])
+        return folded
+
+    right = export.optimize.fold
+    monkeypatch.setattr(export.optimize, "fold", wrong)
+    with pytest.raises(
+        UserError, match=r"saved was not written: its output gender_probabilities would differ .* 1e-02"
+    ):
+        export_saved_model(small_run, tmp_path / "saved")
+    assert not list(tmp_path.iterdir())

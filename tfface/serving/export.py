@@ -26,6 +26,10 @@ normalised bottleneck that the heads share (ARG; signed, as FaceNet's own bottle
 features below the heads. A bottleneck learnt from attributes puts faces of like age, gender and group together: it
 does not tell people apart."""
 
+TOLERANCE = 1e-2
+"""Greatest difference of a SavedModel in float32 from the Keras model, as a share of each output's greatest value: room
+for the TF32 of GPUs, none for a batch norm that went into the wrong weights."""
+
 SAVED_MODEL = {"assets", "assets.extra", "fingerprint.pb", "keras_metadata.pb", "saved_model.pb", "variables"}
 """What a SavedModel's folder may hold."""
 
@@ -56,7 +60,8 @@ def export_saved_model(run: Run, folder: str | Path, bfloat16: bool = False) -> 
         The folder.
 
     Raises:
-        UserError: no trained model, a folder with other files, or another Keras backend than TensorFlow.
+        UserError: no trained model, a folder with other files, another Keras backend than TensorFlow, or (float32) the
+            SavedModel would give other outputs than the Keras model.
     """
     require_tensorflow("A SavedModel")
     folder = Path(folder)
@@ -72,6 +77,13 @@ def export_saved_model(run: Run, folder: str | Path, bfloat16: bool = False) -> 
     # One function that every signature calls: the network's graph is in the file once.
     fast = optimize.join(optimize.fold(network, bfloat16))
     frozen = optimize.freeze(forward_of(fast, recipe), [image_spec(recipe)])
+    if not bfloat16:
+
+        def numbers(images):
+            return _numbers(frozen(tf.constant(images)), recipe)
+
+        report = "This is an error of tfface.serving.optimize: report it with the network's layers."
+        require_parity(network, recipe, numbers, str(folder), TOLERANCE, report)
 
     def forward(images):
         # Of no image TensorFlow's fused convolutions give maps of a wrong width: one goes through, and off it comes.
@@ -137,12 +149,13 @@ def numbers_of(network: keras.Model, recipe: Recipe) -> Callable[[tf.Tensor], di
     """The function from images, as `image_spec` has them, to every output of the SavedModel that is not a string."""
     forward = forward_of(network, recipe)
 
-    def numbers(images):
-        outputs = forward(images)
-        answer = _answer(outputs, recipe) | (_embedding(outputs) if "embedding" in outputs else {})
-        return {name: tensor for name, tensor in answer.items() if tensor.dtype != tf.string}
+    return lambda images: _numbers(forward(images), recipe)
 
-    return numbers
+
+def _numbers(outputs: dict[str, tf.Tensor], recipe: Recipe) -> dict[str, tf.Tensor]:
+    """What a SavedModel answers of a network's outputs, without the strings."""
+    answer = _answer(outputs, recipe) | (_embedding(outputs) if "embedding" in outputs else {})
+    return {name: tensor for name, tensor in answer.items() if tensor.dtype != tf.string}
 
 
 def network_and_card(run: Run) -> tuple[keras.Model, dict]:
@@ -170,7 +183,14 @@ def _with_embedding(model: keras.Model) -> tuple[keras.Model, dict | None]:
     return model, None
 
 
-def require_parity(network: keras.Model, recipe: Recipe, other: Callable, what: str, tolerance: float) -> None:
+def require_parity(
+    network: keras.Model,
+    recipe: Recipe,
+    other: Callable,
+    what: str,
+    tolerance: float,
+    mend: str = "This is an error of the converter: export a SavedModel.",
+) -> None:
     """Compare what an exported file gives with what the network gives.
 
     Args:
@@ -179,6 +199,7 @@ def require_parity(network: keras.Model, recipe: Recipe, other: Callable, what: 
         other: `(images) -> {output: array}`, what the file gives for an array as `image_spec` has it.
         what: the file, for the message.
         tolerance: greatest difference, as a share of the greatest value of each output.
+        mend: what to do about it, for the message.
 
     Raises:
         UserError: an output is absent or differs by more.
@@ -194,8 +215,7 @@ def require_parity(network: keras.Model, recipe: Recipe, other: Callable, what: 
         if not difference <= tolerance:
             raise UserError(
                 f"{what} was not written: its output {name} would differ from the model's by {difference:.1e} of its "
-                f"greatest value, expected at most {tolerance:.0e}. This is an error of the converter: export a "
-                "SavedModel."
+                f"greatest value, expected at most {tolerance:.0e}. {mend}"
             )
 
 

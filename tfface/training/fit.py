@@ -143,7 +143,7 @@ class Prepared:
     Attributes:
         model: what is trained: the whole network, or the part above the frozen layers, with the tasks' outputs.
         whole: what a run keeps: the same layers with every output of the network, and those that are frozen below them
-            where they are not the recipe's own, but carried or given.
+            where they are not the recipe's own, but carried, given or read from a file of the user's.
         training: batches from an epoch on, `training(first_epoch)`.
         validation: batches of the validation split, in their fixed order.
         steps: steps an epoch.
@@ -231,10 +231,12 @@ def prepared(
         inputs = np.asarray(features["validation"][0], "float32")
         partly = batches.partly_labelled(labels["validation"], recipe.tasks(), taught["validation"])
         validation = batches.in_order(inputs, labels["validation"], recipe, across, partly, taught["validation"])
-        # What lies below is frozen and the recipe's own, which a run need not keep, unless it was given or carried.
+        # What lies below is frozen and the recipe's own, which a run need not keep, unless it was given or carried, or
+        # read from a file of the user's, which may be another one tomorrow.
         own = {layer.name for layer in model.layers}
         fresh = [name for name in fresh if name in own]
-        if not given and own.issuperset(carried):
+        read = getattr(recipe, "network", "").endswith(".keras")
+        if not given and not read and own.issuperset(carried):
             whole = model
     else:
         batches.check_mixup(recipe, batches.partly_labelled(labels["train"], recipe.tasks(), taught["train"]))
