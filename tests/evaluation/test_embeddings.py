@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 from tfface import cli, recipes
 from tfface.data.pipeline import open_dataset
 from tfface.errors import UserError
+from tfface.evaluation import embeddings
 from tfface.evaluation.embeddings import _cut_otherwise, _seen, embed_images, load_embedder, read_pairs
 from tfface.faces.crops import Alignment, describe
 from tfface.faces.detect import load_detector
@@ -114,6 +115,20 @@ def test_pairs_are_drawn_of_the_split_that_is_named(people, network, tmp_path, m
     )
 
 
+def test_faces_of_nobody_known_are_no_person(people, monkeypatch):
+    known = embeddings.pipeline.label_arrays
+
+    def partly(*which):
+        labels = known(*which)
+        return {**labels, "identity": np.where(labels["identity"] < "2", "", labels["identity"])}
+
+    monkeypatch.setattr(embeddings.pipeline, "label_arrays", partly)
+    pairs, *_ = read_pairs("people/own", people, "whole")
+    assert {key[0] for key in (*pairs["first_key"], *pairs["second_key"])} == {"2", "3", "4", "5"}
+    with pytest.raises(UserError, match=r"drawn of one data set. Received: people/own.people/few; name one"):
+        read_pairs("people/own+people/few", people, "whole")
+
+
 def test_what_a_network_learnt_from_or_knows_otherwise_is_said(tmp_path):
     run = Run(tmp_path / "run")
     recipe = recipes.load("occluded", tiny=True).changed(train_split="train[:50%]")
@@ -160,8 +175,6 @@ def test_an_image_and_its_mirror_count_alike_whatever_the_length_of_their_embedd
 
 
 def test_a_pair_that_names_somebody_unknown_is_an_error(people, network, monkeypatch):
-    from tfface.evaluation import embeddings
-
     def with_a_stranger(*arguments):
         pairs, first, second = read_pairs(*arguments)
         return {**pairs, "second_key": np.append(pairs["second_key"][:-1], "stranger.png")}, first, second
@@ -193,8 +206,6 @@ def test_what_has_no_embedding_or_is_not_prepared_is_said(people, tmp_path, caps
 
 @pytest.mark.parametrize("side", [112, 160])
 def test_a_face_that_is_found_has_the_margin_that_networks_of_any_size_learnt(side):
-    from tfface.evaluation import embeddings
-
     photo = face(3, size=256).image
     (found,) = load_detector("mtcnn")([photo])
     (crop,) = embeddings._found([("photo.png", photo)], [], (side, side))
@@ -231,8 +242,6 @@ def test_squares_for_a_network_of_other_crops_are_refused(tmp_path):
 
 
 def test_pairs_of_one_fold_are_refused_before_any_work(people, network, monkeypatch):
-    from tfface.evaluation import embeddings
-
     def of_one_fold(*arguments):
         pairs, first, second = read_pairs(*arguments)
         return {**pairs, "fold": np.zeros_like(pairs["fold"])}, first, second

@@ -138,6 +138,8 @@ def read_pairs(data: str, data_dir: str | Path | None, crop: str, split: str = "
         raise UserError(
             f"Pairs of {data} are drawn from its images as they are. Received: --crop {crop}; leave it out."
         )
+    if crop == "whole" and "+" in data:  # whoever is in one is unknown in the other, or has a name that is used twice
+        raise UserError(f"Pairs are drawn of one data set. Received: {data}; name one of them with --data.")
     if crop == "whole":
         builder = pipeline.open_dataset(data, data_dir)
         return _drawn(builder, split or _split(builder)), builder, builder
@@ -176,7 +178,8 @@ def _drawn(builder: pipeline.Builder, split: str) -> dict[str, np.ndarray]:
     people = defaultdict(list)
     for identity, key in zip(labels["identity"].tolist(), labels["key"], strict=True):
         people[str(identity)].append(str(key))
-    people = {name: keys for name, keys in people.items() if len(keys) > 1}
+    # Those of whom it is not known who they are, are not one person.
+    people = {name: keys for name, keys in people.items() if len(keys) > 1 and name not in ("-1", "")}
     pairs = list(draw_pairs(people, IdentityConfig(name="pairs")))
     if len({pair["fold"] for pair in pairs}) < 2:
         others = [name for name in builder.info.splits if name != split]
