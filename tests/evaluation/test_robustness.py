@@ -1,10 +1,12 @@
 """Pictures that get worse: what each harm does to a picture, and the curves of a real model."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tfface import labels
 from tfface.cli import main
 from tfface.data import pipeline
 from tfface.errors import UserError
@@ -23,6 +25,7 @@ from tfface.evaluation.robustness import (
 )
 from tfface.faces.occlude import generator
 from tfface.faces.synthesize import face
+from tfface.recipes import RECIPES
 from tfface.serving.predictor import find_model
 
 DATA = "synthetic_faces/small"
@@ -136,6 +139,19 @@ def test_examples_begin_undamaged(data_dir):
     assert shown.keys() == HARMS.keys()
     for name, tiles in shown.items():
         assert [caption for _, caption in tiles] == ["undamaged", *(f"{one:g}" for one in HARMS[name].strengths)]
+
+
+def test_labels_that_the_network_does_not_tell_are_refused(monkeypatch):
+    classes = {"gender": labels.GENDERS, "race": labels.FAIRFACE_RACES, "age_group": labels.FAIRFACE_AGES}
+    features = dict.fromkeys(("key", *classes))
+    builder = SimpleNamespace(info=SimpleNamespace(features=features, full_name="own"))
+    for name, gives in (("open_dataset", builder), ("class_names", classes), ("label_arrays", {})):
+        monkeypatch.setattr(pipeline, name, lambda *which, gives=gives: gives)
+    outputs = dict.fromkeys(("gender", "race_utkface", "age", "age_group"))
+    recipe = RECIPES["compact"](known="utkface")
+    run = SimpleNamespace(recipe=lambda: recipe, model=lambda: SimpleNamespace(output=outputs))
+    with pytest.raises(UserError, match="own has labels for race, which this network does not tell"):
+        robustness(run, data="own")
 
 
 def test_joined_data_are_refused():

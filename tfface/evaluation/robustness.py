@@ -21,7 +21,7 @@ from tfface.errors import UserError
 from tfface.evaluation import plots
 from tfface.evaluation.evaluate import evaluate
 from tfface.evaluation.pages import Gallery, Page, Picture, Section, Table, Text, slug
-from tfface.evaluation.predictions import LEARNT_FROM, learnt_from, to_predictions, truth_of
+from tfface.evaluation.predictions import LEARNT_FROM, check_outputs, learnt_from, to_predictions, truth_of
 from tfface.evaluation.report import RESPONSIBLE_USE
 from tfface.faces.occlude import cover_area, generator
 from tfface.faces.occluders import load_occluders
@@ -127,7 +127,8 @@ def robustness(
         `figures`: "TASK accuracy" or "age error" -> for each strength `value` and `interval`.
 
     Raises:
-        UserError: the recipe tells no attributes, its data sets are several, or a data set or split is not there.
+        UserError: the recipe tells no attributes, its data sets are several, a data set or split is not there, or its
+            labels are others than the network tells.
     """
     recipe = run.recipe()
     if not any(task.is_attribute for task in recipe.tasks()):
@@ -139,6 +140,7 @@ def robustness(
     tasks, truth, classes = truth_of(recipe, builder, split)
     recipe = recipe.adapted(pipeline.class_names(builder))
     model = run.model()
+    check_outputs(tasks, model.output, builder)
     learnt = learnt_from(run, builder, split)
     if learnt:
         progress(LEARNT_FROM.format(split=split))
