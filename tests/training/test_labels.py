@@ -17,7 +17,8 @@ from tfface.errors import UserError
 from tfface.evaluation import predictions
 from tfface.evaluation.calibrate import calibrate
 from tfface.evaluation.predictions import measured_parts, predict_split
-from tfface.labels import GENDERS, GROUPINGS
+from tfface.labels import GENDERS, GROUPINGS, UTKFACE_RACES
+from tfface.recipes import RECIPES
 from tfface.training import batches
 from tfface.training.fit import fit, monitored
 from tfface.training.run import Run, runs_in
@@ -85,6 +86,23 @@ def test_another_number_of_classes_is_not_measured(colour, data_dir):
     assert predictions.truth_of(AnyClasses(), builder, "test")[0][0].classes == GENDERS
     with pytest.raises(UserError, match=r"tells A, B, C apart. Received: colours/1.0.0 with Male, Female"):
         predictions.truth_of(AnyClasses(genders=("A", "B", "C")), builder, "test")
+
+
+@pytest.mark.parametrize("known", ["all", "utkface"])
+def test_races_of_another_output_are_put_in_its_order(known, monkeypatch):
+    theirs = ("Others", "Indian", "Asian", "Black", "White")
+    features = dict.fromkeys(("key", "gender", "race", "age"), tf.int64)
+    builder = SimpleNamespace(info=SimpleNamespace(features=features, full_name="own"))
+    arrays = {name: np.array([0, 4, -1]) for name in features}
+    monkeypatch.setattr(pipeline, "label_arrays", lambda *which: dict(arrays))
+    monkeypatch.setattr(pipeline, "class_names", lambda builder: {"gender": GENDERS, "race": theirs})
+    # Where FairFace was joined, the five races are told by an output that bears another label there.
+    tasks, truth, classes = predictions.truth_of(RECIPES["compact"](known=known), builder, "test")
+    assert truth["race"].tolist() == [4, 0, -1]
+    assert classes["race"] == next(task for task in tasks if task.label == "race").classes == UTKFACE_RACES
+    theirs = ("A", "B", "C", "D", "E")
+    with pytest.raises(UserError, match=r"tells White, Black, Asian, Indian, Others apart. Received: own with A, B"):
+        predictions.truth_of(RECIPES["compact"](known=known), builder, "test")
 
 
 def test_classes_that_are_called_otherwise_are_neither_trained_on_nor_measured(colour, data_dir, tmp_path):

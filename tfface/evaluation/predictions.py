@@ -146,7 +146,6 @@ def truth_of(
         UserError: no such split, a label that is absent, or classes of other names than the network learnt.
     """
     classes = dict(pipeline.class_names(builder))  # a copy: those of joined data sets are the builder's own
-    learnt = {task.label: task.classes for task in recipe.tasks()}
     outputs = {task.name: task.classes for task in recipe.tasks()}
     recipe = recipe.adapted(classes)
     batches.require_labels(recipe, builder, "tells")
@@ -159,7 +158,8 @@ def truth_of(
                 f"The network tells {', '.join(told)} apart. Received: {builder.info.full_name} with "
                 f"{', '.join(task.classes)}. Name a data set of the same classes with --data."
             )
-        names, own = classes.get(task.label, ()), learnt.get(task.label, ())
+        # By the output: the one that tells a label may bear another name on the data that the network learnt from.
+        names, own = classes.get(task.label, ()), outputs.get(task.name, ())
         if len(names) == len(own) and names != own:
             if set(names) == set(own):  # in another order: that of the network counts
                 order = np.array([*map(own.index, names), -1])  # what is not known stays -1
