@@ -256,6 +256,21 @@ def test_a_label_that_is_not_known_is_no_class():
     assert set(by_group(predictions)["by"]) == {"race"}
 
 
+def test_ages_that_are_no_years_are_not_taken_for_years():
+    from tfface import tasks
+    from tfface.evaluation.fairness import by_group
+    from tfface.evaluation.predictions import to_predictions
+
+    task, outputs = tasks.classification("gender", ("Male", "Female")), {"gender": np.eye(2)}
+    truth = {"key": np.array(["a", "b"]), "gender": np.array([0, 1]), "age": np.array([0, 1])}
+    classes = {"gender": task.classes, "age": ("child", "adult")}
+    groups = by_group(to_predictions((task,), outputs, truth, classes))["by"]["age group"]["groups"]
+    assert [(row["group"], row["n"]) for row in groups] == [(["child"], 1), (["adult"], 1)]
+    truth["age"] = np.array(["child", "adult"])  # a text
+    said = to_predictions((task,), outputs, truth, {"gender": task.classes})
+    assert set(by_group(said)["by"]) == {"gender"}
+
+
 def test_outputs_and_labels_become_predictions():
     from tfface import tasks
     from tfface.evaluation.predictions import to_predictions

@@ -200,8 +200,12 @@ def to_predictions(
                 "data sets alone."
             )
     classes = {name: names for name, names in classes.items() if name in truth}
+    years_known = "age" in truth and "age" not in classes and truth["age"].dtype.kind in "iuf"
+    if "age" in classes:  # groups of ages by that name: their numbers are no years
+        truth, classes = {"age_group": truth["age"], **truth}, {"age_group": classes["age"], **classes}
+        del classes["age"]
     # What no task learns need not be known of every face: of such a label no groups are formed.
-    known = {name: truth[name] for name in (*classes, "age") if name in truth and (truth[name] >= 0).all()}
+    known = {name: truth[name] for name in (*classes, *["age"] * years_known) if (truth[name] >= 0).all()}
     probabilities, ordered = {}, [name for name in classes if name == "age_group"]
     years = spread = None
     for task in tasks:
