@@ -88,6 +88,22 @@ def test_another_number_of_classes_is_not_measured(colour, data_dir):
         predictions.truth_of(AnyClasses(genders=("A", "B", "C")), builder, "test")
 
 
+@pytest.mark.parametrize(("kind", "said"), [(None, "not there"), (tf.string, "string")])
+def test_people_whom_the_data_do_not_number_are_not_learnt(kind, said, monkeypatch):
+    features = {"key": tf.string} | ({"identity": kind} if kind else {})
+    builder = SimpleNamespace(info=SimpleNamespace(features=features, full_name="own"))
+    monkeypatch.setattr(pipeline, "class_names", lambda builder: {})
+    with pytest.raises(
+        UserError, match=f"learns who is who.* own, whose identity is {said}. Name a data set of people"
+    ):
+        batches.check_labels(RECIPES["occluded"](), builder)
+    features["identity"] = tf.int64
+    batches.check_labels(RECIPES["occluded"](), builder)
+    batches.check_labels(
+        RECIPES["occluded"](teacher="facenet"), SimpleNamespace(info=SimpleNamespace(features={"key": 0}))
+    )
+
+
 @pytest.mark.parametrize("known", ["all", "utkface"])
 def test_races_of_another_output_are_put_in_its_order(known, monkeypatch):
     theirs = ("Others", "Indian", "Asian", "Black", "White")

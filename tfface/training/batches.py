@@ -107,11 +107,20 @@ def check_labels(recipe: Recipe, builder: pipeline.Builder) -> None:
         builder: a prepared data set.
 
     Raises:
-        UserError: a label is absent, or its classes have other names, or another order, than the network's outputs.
+        UserError: a label is absent, or its classes have other names, or another order, than the network's outputs; or
+            people are named by texts.
     """
     require_labels(recipe, builder, "learns")
-    classes = pipeline.class_names(builder)
+    classes, held = pipeline.class_names(builder), builder.info.features
     for task in recipe.tasks():
+        if task.label == "identity":
+            dtype = getattr(held.get("identity"), "tf_dtype", held.get("identity"))
+            if dtype is None or not dtype.is_integer:
+                raise UserError(
+                    f"The recipe {recipe.name} learns who is who, as classes or integers. Received: "
+                    f"{builder.info.full_name}, whose identity is {dtype.name if dtype else 'not there'}. Name a data "
+                    "set of people with --data, such as casia_webface/images, or a variant that learns from a teacher."
+                )
         names = classes.get(task.label, ())
         if len(names) == len(task.classes) and not same_names(names, task.classes):
             raise UserError(
