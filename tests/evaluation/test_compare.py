@@ -110,6 +110,14 @@ def runs(tmp_path, predictions):
     return tmp_path / "arg-base", tmp_path / "arg-fast"
 
 
+def test_seeds_that_were_evaluated_on_other_labels_have_no_mean(runs, predictions):
+    base, fast = runs
+    truth = {**predictions.truth, "gender": 1 - predictions.truth["gender"]}
+    dataclasses.replace(predictions, truth=truth).save(base / "seed-1" / "predictions-test.npz")
+    with pytest.raises(UserError, match=r"base/seed-0 and .*base/seed-1, which differ in those of gender accuracy\."):
+        compare([base, fast])
+
+
 def test_a_page_and_a_table(runs, tmp_path, capsys):
     assert main(["compare", *map(str, runs), "--out", str(tmp_path / "page")]) == 0
     assert "learning_rate: 0.5" in capsys.readouterr().out

@@ -67,7 +67,7 @@ def scores(folder: str | Path, split: str = "test") -> Scores:
         split: name of the split.
 
     Raises:
-        UserError: no run is there, it was not evaluated on the split, or its seeds were on different images.
+        UserError: no run is there, it was not evaluated on the split, or its seeds were on different images or labels.
     """
     folder, _, named = str(folder).partition(":")
     folder, split = Path(folder), named or split
@@ -77,6 +77,7 @@ def scores(folder: str | Path, split: str = "test") -> Scores:
     every = [predictions.chosen(np.argsort(predictions.key)) for predictions in every]
     for run, predictions in zip(runs, every, strict=True):
         _same_images(runs[0].folder, every[0].key, run.folder, predictions.key)
+        _same_labels(runs[0].folder, _truth(every[0]), run.folder, _truth(predictions))
     of_seeds = [_figures(predictions) for predictions in every]
     figures = {name: np.stack([scored[name] for scored in of_seeds]) for name in of_seeds[0]}
     return Scores(folder, fields, every[0].key, figures, attributes(every[0]), _truth(every[0]))
@@ -119,6 +120,23 @@ def _same_images(folder, key, other_folder, other_key) -> None:
             f"Only runs that were evaluated on the same images can be compared. Received: {folder} with {len(key):,}, "
             f"{other_folder} with {len(other_key):,}, {both:,} of them in both. Evaluate both on one data set, or "
             "compare them on what both have (--common)."
+        )
+
+
+def _same_labels(folder, truth, other_folder, other_truth) -> None:
+    """Of two seeds, whose mean would be that of nothing where one was evaluated before the data set was built anew."""
+    others = [
+        name
+        for name in truth.keys() | other_truth.keys()
+        if name not in truth
+        or name not in other_truth
+        or truth[name][1] != other_truth[name][1]
+        or not np.array_equal(truth[name][0], other_truth[name][0])
+    ]
+    if others:
+        raise UserError(
+            f"Only seeds that were evaluated on the same labels have a mean. Received: {folder} and {other_folder}, "
+            f"which differ in those of {', '.join(sorted(others))}. Evaluate both again."
         )
 
 
