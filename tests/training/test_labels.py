@@ -104,7 +104,7 @@ def test_people_whom_the_data_do_not_number_are_not_learnt(kind, said, monkeypat
     )
 
 
-@pytest.mark.parametrize("known", ["all", "utkface"])
+@pytest.mark.parametrize("known", ["all", "utkface", "fairface"])
 def test_races_of_another_output_are_put_in_its_order(known, monkeypatch):
     theirs = ("Others", "Indian", "Asian", "Black", "White")
     features = dict.fromkeys(("key", "gender", "race", "age"), tf.int64)
@@ -112,7 +112,7 @@ def test_races_of_another_output_are_put_in_its_order(known, monkeypatch):
     arrays = {name: np.array([0, 4, -1]) for name in features}
     monkeypatch.setattr(pipeline, "label_arrays", lambda *which: dict(arrays))
     monkeypatch.setattr(pipeline, "class_names", lambda builder: {"gender": GENDERS, "race": theirs})
-    # Where FairFace was joined, the five races are told by an output that bears another label there.
+    # Where FairFace was joined, the output of five races learnt a label of another name; of it alone, it is a sum.
     tasks, truth, classes = predictions.truth_of(RECIPES["compact"](known=known), builder, "test")
     assert truth["race"].tolist() == [4, 0, -1]
     assert classes["race"] == next(task for task in tasks if task.label == "race").classes == UTKFACE_RACES

@@ -158,8 +158,8 @@ def truth_of(
                 f"The network tells {', '.join(told)} apart. Received: {builder.info.full_name} with "
                 f"{', '.join(task.classes)}. Name a data set of the same classes with --data."
             )
-        # By the output: the one that tells a label may bear another name on the data that the network learnt from.
-        names, own = classes.get(task.label, ()), outputs.get(task.name, ())
+        # By the output, which may have learnt a label of another name, or be a sum that learnt nothing itself.
+        names, own = classes.get(task.label, ()), told
         if len(names) == len(own) and names != own:
             if set(names) == set(own):  # in another order: that of the network counts
                 order = np.array([*map(own.index, names), -1])  # what is not known stays -1
