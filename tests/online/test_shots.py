@@ -1,5 +1,6 @@
 import threading
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -83,7 +84,8 @@ def test_a_large_face_waits_in_a_small_patch(people):
     patch, inner, moved = module._patch(large, box, points)
     assert patch.shape == (640, 640, 3)
     np.testing.assert_allclose(inner, [160, 160, 480, 480], atol=1)
-    np.testing.assert_allclose(moved, (points - [-160, -80]) * 0.4, atol=1)
+    # Edges map onto edges: the centre of the first pixel lies half a pixel inside, there and here.
+    np.testing.assert_allclose(moved, (points - [-160, -80] + 0.5) * 0.4 - 0.5)
 
 
 def test_a_patch_is_square_about_the_face_where_the_frame_ends_too():
@@ -101,6 +103,15 @@ def test_a_patch_is_square_about_the_face_where_the_frame_ends_too():
     assert (patch[0, :, 1] == 0).all()
     points[3:] = np.nan  # as dlib's five points say of the mouth: they are looked for anew
     assert module._patch(frame, np.array([130.0, 8, 160, 44]), points)[2] is None
+
+
+def test_landmarks_found_in_a_shrunk_patch_are_brought_back_with_their_half_pixel():
+    middle = Faces(np.array([[40.0, 40, 120, 120]]), np.ones(1), np.full((1, 5, 2), 79.5))
+    finder = SimpleNamespace(detector=lambda images: [middle])
+    box = np.array([160.0, 160, 480, 480])
+    request = module._Request(np.zeros((640, 640, 3), np.uint8), box, None, TrackShots(), 0.0, 0.0)
+    module.ShotPredictor._find_landmarks(finder, [request])
+    np.testing.assert_allclose(request.landmarks, np.full((5, 2), 319.5))  # the middle, there as here
 
 
 def test_what_is_no_face_is_not_predicted(shots, people):

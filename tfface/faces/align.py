@@ -172,6 +172,14 @@ def transform(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return np.asarray(points) @ matrix[:, :2].T + matrix[:, 2]
 
 
+def enlarged(points: np.ndarray, scale: float | np.ndarray) -> np.ndarray:
+    """Where points (..., 2), pixels, lie once their picture is so many times as large, or as small: along x and y.
+
+    Edges map onto edges, so that the centre of pixel k, which was k + 1/2 from the edge, is (k + 1/2) * scale from it.
+    """
+    return (np.asarray(points) + 0.5) * scale - 0.5
+
+
 def warp(image: np.ndarray, matrix: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Applies a matrix to pixels, without aliasing when it shrinks.
 

@@ -16,6 +16,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from tfface.faces.align import enlarged
 from tfface.faces.detect import Detector, Faces, load_detector
 from tfface.faces.mtcnn import MTCNN
 from tfface.faces.track import UNSURE, CutDetector, Tracker
@@ -200,7 +201,7 @@ class SecondLook:
         if scale < 1:
             image = cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
         others = self.detector([image])[0]
-        boxes, points = others.boxes / scale, others.landmarks / scale
+        boxes, points = others.boxes / scale, enlarged(others.landmarks, 1 / scale)
         same = np.array([[_inside(a, b[None]) or _inside(b, a[None]) for b in boxes] for a in found.boxes], bool)
         same = same.reshape(len(found), len(boxes))
         new = ~same.any(axis=0)

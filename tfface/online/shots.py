@@ -20,6 +20,7 @@ import cv2
 import numpy as np
 
 from tfface.errors import UserError
+from tfface.faces.align import enlarged
 from tfface.faces.detect import load_detector
 from tfface.faces.quality import Quality, quality
 from tfface.online.timing import Timing
@@ -347,7 +348,7 @@ class ShotPredictor:
             boxes = faces.boxes * np.tile(scale, 2)
             overlaps = [_overlap(box, request.box) for box in boxes]
             if overlaps and max(overlaps) >= 0.3:
-                request.landmarks = faces.landmarks[int(np.argmax(overlaps))] * scale
+                request.landmarks = enlarged(faces.landmarks[int(np.argmax(overlaps))], scale)
 
     def _count(self, what: str) -> None:
         with self._counting:
@@ -379,7 +380,7 @@ def _patch(frame, box, landmarks) -> tuple[np.ndarray, np.ndarray, np.ndarray | 
         scale = 1.0
     points = None
     if landmarks is not None and np.isfinite(landmarks).all():
-        points = (landmarks - start) * scale
+        points = enlarged(landmarks - start, scale)
     return patch, (np.asarray(box, np.float64) - np.tile(start, 2)) * scale, points
 
 
