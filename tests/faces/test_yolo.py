@@ -135,6 +135,14 @@ def test_onnx_layouts(tmp_path, numbers):
             np.testing.assert_allclose(faces[0].landmarks, [2 * POINTS])
 
 
+def test_what_is_found_beside_the_photo_alone_is_no_face(tmp_path):
+    boxes = np.array([[24, 24, 20, 20, 0.8], [24, 56, 20, 12, 0.9], [56, 24, 12, 20, 0.9]])
+    wide, high = np.zeros((48, 96, 3), np.uint8), np.zeros((96, 72, 3), np.uint8)  # black below, and to the right
+    found = yolo.OnnxYOLO(onnx_model(tmp_path / "beside.onnx", boxes))([wide, high])
+    np.testing.assert_allclose(found[0].boxes, [[50, 14, 62, 34], [14, 14, 34, 34]])
+    np.testing.assert_allclose(found[1].boxes, [[21, 75, 51, 93], [21, 21, 51, 51]])
+
+
 def test_onnx_models_see_red_green_and_blue_in_the_unit_interval(tmp_path):
     """The model answers with the means of its input's channels: where a face is, and how wide."""
     onnx = pytest.importorskip("onnx", reason="onnx is not installed: no model can be made to test with")

@@ -258,7 +258,9 @@ def _inside(boxes: np.ndarray, image: np.ndarray) -> np.ndarray:
 
 
 def _large(faces: Faces, least: float) -> Faces:
-    return faces.select((faces.boxes[:, 2:] - faces.boxes[:, :2]).max(axis=1, initial=0) >= least)
+    sides = faces.boxes[:, 2:] - faces.boxes[:, :2]
+    # What was found in the black beside the photo alone has no side left.
+    return faces.select((sides.max(axis=1, initial=0) >= least) & (sides > 0).all(axis=1))
 
 
 def _check_options(input_size: int, score_threshold: float, min_face_size: float) -> None:
