@@ -238,6 +238,19 @@ def test_other_settings_and_other_files_are_never_written_over(photos, detector,
     assert len(lines_of(photos / "out")) == 11
 
 
+def test_a_batch_that_ends_in_an_error_leaves_no_crop_among_those_of_the_next_try(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    for name in "ab":
+        Image.new("RGB", (64, 64)).save(tmp_path / "in" / f"{name}.png")
+    one = Faces(np.array([[8, 8, 56, 56]], np.float32), np.ones(1, np.float32))
+    monkeypatch.setattr(prepare, "load_detector", lambda *_, **__: lambda photos: [one, one.select([])])
+    options = {"paths": [tmp_path / "in"], "align": "margin", "to": tmp_path / "out"}
+    with pytest.raises(UserError, match="choose --no-face skip or centre"):
+        prepare.align_photos(**options, no_face="error")
+    assert prepare.align_photos(**options, faces="largest") == 1
+    assert set(content_of(tmp_path / "out")) == {"a.png.jpg", "faces.jsonl"}
+
+
 def test_a_folder_of_results_belongs_to_one_process_at_a_time(photos, detector, tmp_path):
     with files.held(tmp_path / "out", "--to"), pytest.raises(UserError, match="written by another process"):
         prepare.detect_photos([photos], to=tmp_path / "out")

@@ -225,23 +225,33 @@ def _prepare(
                 detector = detector or load()
                 photos = [photo for _, _, photo in batch if isinstance(photo, np.ndarray)]
                 found = iter(detector(photos))
-                lines = []
-                for path, stamp, photo in batch:
-                    line = {"path": path, **stamp}
-                    if isinstance(photo, UserError):
-                        bar.write(f"tfface: {photo}", file=sys.stderr)
-                        line["error"] = str(photo)
-                        if getattr(photo.__cause__, "errno", None):  # forbidden, or the disk away: not the file's fault
-                            line["retry"] = True
-                    else:
-                        line |= {"width": photo.shape[1], "height": photo.shape[0]}
-                        said, outputs = results(photo, next(found), Path(path).relative_to(base).as_posix())
-                        line |= said
-                        for target, data in outputs.items():
-                            with files.written_aside(to / target) as aside:
-                                aside.write_bytes(data)
-                    tally.add(line)
-                    lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+                lines, written = [], []
+                try:
+                    for path, stamp, photo in batch:
+                        line = {"path": path, **stamp}
+                        if isinstance(photo, UserError):
+                            bar.write(f"tfface: {photo}", file=sys.stderr)
+                            line["error"] = str(photo)
+                            if getattr(
+                                photo.__cause__, "errno", None
+                            ):  # forbidden, or the disk away: not its own fault
+                                line["retry"] = True
+                        else:
+                            line |= {"width": photo.shape[1], "height": photo.shape[0]}
+                            said, outputs = results(photo, next(found), Path(path).relative_to(base).as_posix())
+                            line |= said
+                            for target, data in outputs.items():
+                                with files.written_aside(to / target) as aside:
+                                    aside.write_bytes(data)
+                                written.append(to / target)
+                        tally.add(line)
+                        lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+                except (
+                    BaseException
+                ):  # no line will tell of them: a run of other settings would leave them among its own
+                    for target in written:
+                        target.unlink(missing_ok=True)
+                    raise
                 # In one piece: a run that goes on then starts where a batch starts, as one that was not stopped.
                 # Of a name that is no UTF-8, "backslashreplace" makes what JSON itself would write.
                 stream.write("".join(lines).encode(errors="backslashreplace"))
