@@ -14,7 +14,7 @@ from tfface.errors import UserError
 from tfface.models.saved import load_saved
 from tfface.training import batches
 from tfface.training.callbacks import Recorder
-from tfface.training.fit import device_name, fit, prepared
+from tfface.training.fit import _data_of, device_name, fit, prepared
 from tfface.training.run import Run, carry_weights, put_trained, split_at
 
 
@@ -98,6 +98,15 @@ def test_a_damaged_state_is_said(tiny_run, tiny_recipe, data_dir, tmp_path):
     (folder / "state.npz").write_bytes(tiny_run.state_file.read_bytes()[:5000])
     with pytest.raises(UserError, match="damaged"):
         fit(tiny_recipe, folder, data_dir, verbose=0)
+
+
+def test_a_run_knows_how_its_size_stretches_the_faces_of_its_data(tiny_recipe, data_dir):
+    builder = pipeline.open_dataset(tiny_recipe.data, data_dir)  # its images are square
+    assert "stretch" not in _data_of(tiny_recipe, builder, data_dir)
+    assert _data_of(tiny_recipe.changed(image_size=(112, 96)), builder, data_dir)["stretch"] == pytest.approx(6 / 7)
+    builder.info.metadata["stretch"] = 1.227  # as of crops with a margin, whose boxes were squeezed to squares
+    narrower = _data_of(tiny_recipe.changed(image_size=(112, 96)), builder, data_dir)
+    assert narrower["stretch"] == pytest.approx(1.227 * 6 / 7)
 
 
 def test_a_data_set_that_is_not_prepared(tiny_recipe, tmp_path):
