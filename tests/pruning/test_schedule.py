@@ -175,6 +175,22 @@ def test_numbers_are_rounded_excluded_groups_stay_whole_and_dead_filters_go_firs
     assert set(pruning.keep["first"]) >= {0, 1, 2, *range(15, 24)}
 
 
+def test_what_was_masked_by_rounding_stays_so_where_groups_are_ranked_together():
+    model = keras.Sequential(
+        [layers.Input((2,)), layers.Dense(16, name="narrow"), layers.Dense(64, name="wide"), layers.Dense(1)]
+    )
+    for name, low in (("narrow", 5), ("wide", 13)):
+        layer = model.get_layer(name)
+        sizes = np.where(np.arange(layer.units) < low, 0.1, 1)
+        layer.kernel.assign(np.broadcast_to(sizes, layer.kernel.shape))
+    # Asked for are 18 of all; what is masked is a multiple of 8 in each, 24, of which the second choice takes 18.
+    pruning = FilterPruning(tfmot.sparsity.keras.ConstantSparsity(18 / 80, 1, frequency=1), scope="global")
+    kept = recorder(lambda: [len(pruning.keep[name]) for name in ("narrow", "wide")])
+    model.compile(keras.optimizers.SGD(0.0), "mse", run_eagerly=True)
+    model.fit(np.ones((3, 2)), np.ones((3, 1)), batch_size=1, verbose=0, callbacks=[pruning, kept])
+    assert np.array(kept.rows).tolist() == [[8, 48]] * 3
+
+
 @pytest.mark.parametrize("scaled", [False, True], ids=["alone", "scaled"])
 @pytest.mark.parametrize("kind", [FilterPruning, MagnitudePruning])
 def test_averages_of_the_optimizer_are_masked_too(kind, scaled):

@@ -280,7 +280,11 @@ class FilterPruning(ScheduledPruning):
         return self._engine(zip(values, self._masks, strict=True))
 
     def _update(self):
-        self.keep = self._choose(float(self.schedule(self._step)[1]))
+        # Rounding masks more of a group than was asked for; where groups are ranked together, the next choice may take
+        # less of it. What was zeroed is lost and is not given back.
+        for name, kept in self._choose(float(self.schedule(self._step)[1])).items():
+            if len(kept) < len(self.keep[name]):
+                self.keep[name] = kept
         for mask, (_, value) in zip(self._masks, self._expanded(), strict=True):
             mask.assign(value)
 
