@@ -258,6 +258,8 @@ def test_ratios_by_name(groups):
     assert (len(kept["stem"]), len(kept["inner"])) == (8, 4)
     kept = _chosen(groups, {"stem": 0.25}, "layer", multiple_of=1)
     assert (len(kept["stem"]), len(kept["inner"])) == (6, 16)
+    kept = _chosen(groups, {"stem": 0.25}, "layer", multiple_of=5)
+    assert (len(kept["stem"]), len(kept["inner"])) == (5, 16)  # 16 is no multiple, and is not made one
 
 
 def test_equal_scores_are_cut_to_the_ratio_too(groups):

@@ -98,8 +98,8 @@ def choose(
 
     Units are ranked together in the whole model, in each block or in each group, and the lowest go. Where several
     groups are ranked together, each group's scores are divided by their mean first, since norms of filters of
-    different sizes do not compare. The number that stays of a group is then rounded to a multiple of `multiple_of`
-    channels, which fast kernels want, at least one such multiple, and no layer loses all of its channels.
+    different sizes do not compare. The number that stays of a group that loses any is then rounded to a multiple of
+    `multiple_of` channels, which fast kernels want, at least one such multiple, and no layer loses all of its channels.
 
     Args:
         groups: what `channel_groups` found.
@@ -144,7 +144,8 @@ def choose(
         lost = np.bincount(owner[order[: round(ratios[bucket] * len(order))]], minlength=len(members))
         for group, own, gone in zip(members, relative, lost, strict=True):
             own[_best_of_each_layer(group, own)] = np.inf
-            count = max(_rounded(group, group.width - gone, multiple_of, minimum), int(np.isinf(own).sum()))
+            rounded = _rounded(group, group.width - gone, multiple_of, minimum) if gone else group.width
+            count = max(rounded, int(np.isinf(own).sum()))
             keep[group.name] = np.sort(np.argsort(-own, kind="stable")[:count])
     return {group.name: keep.get(group.name, np.arange(group.width)) for group in groups}
 
