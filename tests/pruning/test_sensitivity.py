@@ -53,6 +53,25 @@ def test_sensitivity_is_what_the_cut_network_gives(fill):
         np.testing.assert_array_equal(one, other)
 
 
+def test_groups_of_a_block_are_measured_as_the_scope_block_cuts_them(fill):
+    inputs = keras.Input((5,))
+    x = layers.Dense(6, name="stem")(inputs)
+    y = layers.Dense(4, activation="relu", name="even")(layers.Dense(8, activation="relu", name="uneven")(x))
+    x = layers.Add(name="sum")([x, layers.Dense(6, name="last")(y)])
+    model = fill(keras.Model(inputs, layers.Dense(1)(x)))
+    groups = [group for group in pruning.channel_groups(model) if group.block == "sum"]
+    scores = {"uneven": np.arange(8.0), "even": np.ones(4)}
+    keep = pruning.choose(groups, scores, {"sum": 0.25}, "block", multiple_of=1)
+    assert {name: len(kept) for name, kept in keep.items()} == {"uneven": 5, "even": 4}
+    data = np.random.default_rng(0).normal(size=(16, 5)).astype("float32")
+
+    def output(network):
+        return float(keras.ops.convert_to_numpy(network(data)).sum())
+
+    row = pruning.sensitivity(model, groups, output, (0.25,), scores)[1]
+    assert row["value"] == pytest.approx(output(pruning.cut(model, keep, groups)), rel=1e-4)
+
+
 def test_ratios_within_a_tolerated_drop():
     assert pruning.ratios_from_sensitivity(TABLE, drop=0.0) == {"tough": 0.5, "tender": 0.0}
     assert pruning.ratios_from_sensitivity(TABLE, drop=0.1) == pytest.approx({"tough": 0.9, "tender": 0.25})

@@ -189,7 +189,8 @@ def _kept(base, groups, scores, choices, retraining, out):
     choice = {name: choices[name] for name in ("multiple_of", "exclude")}
     if scope == SENSITIVITY:
         members = [group for group in groups if not excluded(group, choices["exclude"])]
-        rows = _sensitivity(base, members, scores, retraining, out, {**choices, "ratio": MEASURED_RATIOS})
+        measured = {**choices, "scope": "block", "ratio": MEASURED_RATIOS}
+        rows = _sensitivity(base, members, scores, retraining, out, measured)
         keep = choose(groups, scores, ratios_from_sensitivity(rows, ratio=ratio), scope="block", **choice)
     else:
         keep = choose(groups, scores, ratio, scope=scope, **choice)

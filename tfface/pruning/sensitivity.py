@@ -29,7 +29,8 @@ def sensitivity(
 
     Args:
         model: a functional or sequential model; it is left as it is, the measurements are made on a copy.
-        groups: what `channel_groups` found; groups of one `block` are cut together.
+        groups: what `channel_groups` found; groups of one `block` are cut together, their units ranked together as by
+            the scope "block", for which the ratios are.
         evaluate: function of a model that gives its accuracy or its loss on held-out data.
         ratios: shares of each block's units to cut, in (0, 1).
         scores: what `importance` gave; the L1 norm by default.
@@ -51,7 +52,7 @@ def sensitivity(
         units = sum(group.width for group in members)
         rows.append({"block": block, "units": units, "ratio": 0.0, "value": base, "drop": 0.0})
         for ratio in sorted(ratios):
-            silence(copy, choose(members, scores, ratio, "layer", multiple_of=1), groups)
+            silence(copy, choose(members, scores, ratio, "block", multiple_of=1), groups)
             value = float(evaluate(copy))
             copy.set_weights(weights)
             drop = base - value if higher_is_better else value - base
