@@ -54,6 +54,11 @@ def test_facenet_takes_a_mask_that_begins_open():
     assert np.isfinite(model.train_on_batch(images, taught)).all()
 
 
+def test_a_masked_backbone_keeps_its_mask():
+    masked = with_feature_mask(small())
+    assert with_feature_mask(masked) is masked
+
+
 def test_a_backbone_without_stages_takes_none():
     image = keras.Input((48, 48, 3))
     with pytest.raises(UserError, match="stages of table1, ir or facenet"):

@@ -85,12 +85,15 @@ def with_feature_mask(backbone: keras.Model) -> keras.Model:
         backbone: table1, ir or facenet, as `load_backbone` gives them: one with the layers of `MASKED_STAGES`.
 
     Returns:
-        A model of the same input and output that shares the backbone's layers; its layer `mask` gives the mask.
+        A model of the same input and output that shares the backbone's layers; its layer `mask` gives the mask. The
+        backbone itself where it has one already, as that of a file of the third stage.
 
     Raises:
         UserError: a backbone without these stages.
     """
     names = [layer.name for layer in backbone.layers]
+    if "mask" in names:
+        return backbone
     stages = next((stages for stages in MASKED_STAGES if set(stages) <= set(names)), None)
     if stages is None:
         raise UserError(
