@@ -256,6 +256,9 @@ def test_what_cannot_be_is_one_line(file, run, tmp_path, data_dir, monkeypatch):
     (tmp_path / "damaged.keras").write_bytes(b"PK no model")
     refused("cannot be read", source=tmp_path / "damaged.keras")
     refused("No run is in", source=tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "importance", None)  # before anything is measured or trained
+        refused("Nothing can be written to", out=tmp_path / "damaged.keras" / "pruned")
     refused("Unknown importance", method="l3")
     refused("Unknown scope", scope="everything")
     refused("Nothing to exclude", exclude=["absent"])

@@ -91,7 +91,8 @@ def prune_checkpoint(
         pruned, speed_up) for `table`, and `run`, the folder of the run of the smaller network, "" if there is none.
 
     Raises:
-        UserError: no such model, nothing in it can be cut, or a choice that is out of range or needs a run.
+        UserError: no such model, nothing in it can be cut, a folder that may not be written to, or a choice that is out
+            of range or needs a run.
     """
     source, exclude, untouched = Path(source), as_names(exclude), as_names(untouched)
     _check_choices(ratio, scope, schedule, finetune, reconstruct, faces)
@@ -105,6 +106,7 @@ def prune_checkpoint(
         raise UserError(
             f"The pruned model would take the place of its source {source}: choose another folder by --out."
         )
+    files.check_writable(out)
     groups = channel_groups(base, untouched=untouched)
     if not groups:
         held = [f"{name}: {reason}" for name, reason in fixed_layers(base, untouched=untouched).items()]
