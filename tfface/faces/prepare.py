@@ -232,9 +232,8 @@ def _prepare(
                         if isinstance(photo, UserError):
                             bar.write(f"tfface: {photo}", file=sys.stderr)
                             line["error"] = str(photo)
-                            if getattr(
-                                photo.__cause__, "errno", None
-                            ):  # forbidden, or the disk away: not its own fault
+                            # Forbidden, or the disk away: not the file's fault.
+                            if getattr(photo.__cause__, "errno", None):
                                 line["retry"] = True
                         else:
                             line |= {"width": photo.shape[1], "height": photo.shape[0]}
@@ -246,9 +245,8 @@ def _prepare(
                                 written.append(to / target)
                         tally.add(line)
                         lines.append(json.dumps(line, ensure_ascii=False) + "\n")
-                except (
-                    BaseException
-                ):  # no line will tell of them: a run of other settings would leave them among its own
+                except BaseException:
+                    # No line will tell of them: a run of other settings would leave them among its own.
                     for target in written:
                         target.unlink(missing_ok=True)
                     raise
