@@ -100,13 +100,20 @@ def test_a_damaged_state_is_said(tiny_run, tiny_recipe, data_dir, tmp_path):
         fit(tiny_recipe, folder, data_dir, verbose=0)
 
 
-def test_a_run_knows_how_its_size_stretches_the_faces_of_its_data(tiny_recipe, data_dir):
+def test_a_run_knows_how_its_size_stretches_the_faces_of_its_data(tiny_recipe, data_dir, tmp_path):
     builder = pipeline.open_dataset(tiny_recipe.data, data_dir)  # its images are square
     assert "stretch" not in _data_of(tiny_recipe, builder, data_dir)
     assert _data_of(tiny_recipe.changed(image_size=(112, 96)), builder, data_dir)["stretch"] == pytest.approx(6 / 7)
     builder.info.metadata["stretch"] = 1.227  # as of crops with a margin, whose boxes were squeezed to squares
-    narrower = _data_of(tiny_recipe.changed(image_size=(112, 96)), builder, data_dir)
-    assert narrower["stretch"] == pytest.approx(1.227 * 6 / 7)
+    data = _data_of(tiny_recipe.changed(image_size=(112, 96)), builder, data_dir)
+    assert data["stretch"] == pytest.approx(1.227 * 6 / 7)
+    run = Run(tmp_path / "run")  # of a version that did not look at it: the same command notes it
+    for noted in ({name: value for name, value in data.items() if name != "stretch"}, data, {**data, "stretch": 1.227}):
+        run.begin(tiny_recipe, noted, "cpu")
+        assert run.config()["data"] == noted
+    with pytest.raises(UserError, match="landmarks"):
+        run.begin(tiny_recipe, {**data, "landmarks": data["landmarks"][::-1]}, "cpu")
+    assert run.config()["data"] == noted
 
 
 def test_a_data_set_that_is_not_prepared(tiny_recipe, tmp_path):

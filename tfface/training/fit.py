@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import tensorflow as tf
+from PIL import Image
 
 from tfface import files
 from tfface.data import pipeline
@@ -280,12 +282,13 @@ def _data_of(recipe: Recipe, builder: pipeline.Builder, data_dir: str | Path | N
 def _stretch(recipe: Recipe, builder: pipeline.Builder) -> float:
     """How many times as wide, beside its height, an image becomes that is brought to the recipe's size.
 
-    Of five-point crops of 112x96 it is 7 / 6 in a square network, which must be shown other photos' faces as wide. The
-    first image stands for all: where their landmarks lie in one place, they are of one shape.
+    Of five-point crops of 112x96 it is 7 / 6 in a square network, which must be shown other photos' faces as wide. Of
+    images of many shapes, as a folder's may be, it is the median over the first ones, which stand in random order.
     """
-    row = next(iter(pipeline.examples(builder, recipe.train_split).take(1)))
-    height, width, _ = tf.io.decode_image(row["image"], channels=3, expand_animations=False).shape
-    return (recipe.image_size[1] / width) / (recipe.image_size[0] / height)
+    rows = pipeline.examples(builder, recipe.train_split).take(256).as_numpy_iterator()
+    sizes = [Image.open(io.BytesIO(row["image"])).size for row in rows]  # by the header: nothing is decoded
+    height, width = recipe.image_size
+    return float(width / height / np.median([columns / rows for columns, rows in sizes]))
 
 
 def fit(

@@ -107,6 +107,9 @@ class Run:
             present = {key: self.config()[key] for key in wanted}
             if "labels" in wanted["data"]:  # a version before did not look at them
                 present["data"]["labels"] = {**wanted["data"]["labels"], **present["data"].get("labels", {})}
+            # It follows from the rest, but a version before left the recipe's size out: it is written anew below.
+            noted, stretch = (each["data"].get("stretch", 1.0) for each in (present, wanted))
+            present["data"]["stretch"] = wanted["data"]["stretch"] = stretch
             if present["recipe"].get("recipe") == wanted["recipe"]["recipe"]:  # fields that came later: their defaults
                 present["recipe"] = json.loads(json.dumps(self.recipe().to_json()))
             if changed := differences(present["recipe"] | present["data"], wanted["recipe"] | wanted["data"]):
@@ -114,6 +117,9 @@ class Run:
                     f"{self.folder} holds a run with other choices ({changed}). "
                     "Name another folder with --out, or remove that one."
                 )
+            if noted != stretch:
+                config = self.config()
+                files.write_json(self.config_file, {**config, "data": {**config["data"], "stretch": stretch}})
             return
         environment = {
             "python": platform.python_version(),
