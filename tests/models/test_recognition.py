@@ -90,6 +90,23 @@ def test_a_file_computes_in_the_policy_of_the_day(tmp_path):
     np.testing.assert_allclose(again(images), exact(images), atol=1e-6)
 
 
+@pytest.mark.parametrize(("written", "now"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_a_network_within_a_file_computes_in_the_policy_of_the_day(tmp_path, written, now):
+    policies = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
+    with precision(policies[written]):
+        flat = keras.layers.Flatten()
+        inner = keras.Sequential([keras.Input((8, 8, 3)), flat, keras.layers.Dense(4, name="dense")], name="inner")
+        image = keras.Input((8, 8, 3))
+        output = keras.layers.UnitNormalization(dtype="float32", name="embedding")(inner(image))
+        network = keras.Model(image, output)
+    network.save(tmp_path / "nested.keras")
+    with precision(policies[now]):
+        loaded = load_backbone(str(tmp_path / "nested.keras"), (8, 8, 3))
+    dense = loaded.get_layer("inner").get_layer("dense")
+    assert dense.compute_dtype == now
+    np.testing.assert_array_equal(dense.kernel, inner.get_layer("dense").kernel)
+
+
 def test_training_outputs_stand_beside_the_embedding():
     model = recognition(
         with_feature_mask(small()), (tasks.identity(7, AngularMarginLoss()), tasks.occlusion_pattern(101))

@@ -55,7 +55,8 @@ def load_backbone(
     if EMBEDDING not in {layer.name for layer in model.layers}:
         raise UserError(f"{network} has no layer {EMBEDDING}: expected a network that tells faces apart.")
     policy = keras.config.dtype_policy().name
-    policies = {layer.dtype_policy.name for layer in model.layers if layer.weights}
+    inside = [layer for layer in model._flatten_layers() if not isinstance(layer, keras.Model)]
+    policies = {layer.dtype_policy.name for layer in inside if layer.weights}
     if model.input_shape[1:] != tuple(input_shape) or policies != {policy}:
         try:
             image = keras.Input(input_shape, name="image")
@@ -69,6 +70,8 @@ def load_backbone(
 
 def _with_policy(layer: keras.Layer) -> keras.Layer:
     """A fresh copy of a layer that computes as the current dtype policy says; a file keeps that of its training."""
+    if isinstance(layer, keras.Model):
+        return keras.models.clone_model(layer, clone_function=_with_policy)
     config = layer.get_config()
     if layer.name != EMBEDDING and not isinstance(layer, layers.InputLayer):
         config["dtype"] = keras.config.dtype_policy().name
