@@ -114,7 +114,8 @@ def check_labels(recipe: Recipe, builder: pipeline.Builder) -> None:
     classes, held = pipeline.class_names(builder), builder.info.features
     for task in recipe.tasks():
         if task.label == "identity":
-            dtype = getattr(held.get("identity"), "tf_dtype", held.get("identity"))
+            feature = dict(held.items()).get("identity")
+            dtype = getattr(feature, "tf_dtype", feature)
             if dtype is None or not dtype.is_integer:
                 raise UserError(
                     f"The recipe {recipe.name} learns who is who, as classes or integers. Received: "
