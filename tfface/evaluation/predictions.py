@@ -145,21 +145,20 @@ def truth_of(
     Raises:
         UserError: no such split, a label that is absent, or classes of other names than the network learnt.
     """
-    classes = dict(pipeline.class_names(builder))  # a copy: those of joined data sets are the builder's own
+    classes = pipeline.class_names(builder)
     outputs = {task.name: task.classes for task in recipe.tasks()}
     recipe = recipe.adapted(classes)
     batches.require_labels(recipe, builder, "tells")
     truth = pipeline.label_arrays(builder, split)
     tasks = []
     for task in recipe.tasks():
-        told = outputs.get(task.name, task.classes)
-        if len(told) != len(task.classes):  # of a recipe that learns any classes
+        # By the output, which may have learnt a label of another name, or be a sum that learnt nothing itself.
+        names, own = classes.get(task.label, ()), outputs.get(task.name, task.classes)
+        if len(own) != len(task.classes):  # of a recipe that learns any classes
             raise UserError(
-                f"The network tells {', '.join(told)} apart. Received: {builder.info.full_name} with "
+                f"The network tells {', '.join(own)} apart. Received: {builder.info.full_name} with "
                 f"{', '.join(task.classes)}. Name a data set of the same classes with --data."
             )
-        # By the output, which may have learnt a label of another name, or be a sum that learnt nothing itself.
-        names, own = classes.get(task.label, ()), told
         if len(names) == len(own) and names != own:
             if set(names) == set(own):  # in another order: that of the network counts
                 order = np.array([*map(own.index, names), -1])  # what is not known stays -1
