@@ -75,12 +75,13 @@ def scores(folder: str | Path, split: str = "test") -> Scores:
     fields = runs[0].recipe().to_json() | {"pruned": runs[0].pruned or "no"}
     every = [Predictions.load(run.folder / f"predictions-{split}.npz") for run in runs]
     every = [predictions.chosen(np.argsort(predictions.key)) for predictions in every]
-    for run, predictions in zip(runs, every, strict=True):
+    truths = [_truth(predictions) for predictions in every]
+    for run, predictions, truth in zip(runs, every, truths, strict=True):
         _same_images(runs[0].folder, every[0].key, run.folder, predictions.key)
-        _same_labels(runs[0].folder, _truth(every[0]), run.folder, _truth(predictions))
+        _same_labels(runs[0].folder, truths[0], run.folder, truth)
     of_seeds = [_figures(predictions) for predictions in every]
     figures = {name: np.stack([scored[name] for scored in of_seeds]) for name in of_seeds[0]}
-    return Scores(folder, fields, every[0].key, figures, attributes(every[0]), _truth(every[0]))
+    return Scores(folder, fields, every[0].key, figures, attributes(every[0]), truths[0])
 
 
 def _truth(predictions: Predictions) -> dict[str, tuple[np.ndarray, frozenset[str]]]:
